@@ -1,0 +1,99 @@
+"""Meshes and shardings: the one file that counts devices and says on which mesh axes an array's axes lie.
+
+Axes are explicit (`jax.sharding.AxisType.Explicit`): the sharding of every array is part of its type. A program enters
+its mesh once, `jax.set_mesh(make_mesh(...))`; without a mesh the same model code runs on one device.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
+
+from piano_jax import BadInput
+
+AXES = ("replica", "fsdp", "tensor")
+
+# Where an array's axis lies, by its name; an axis named None is whole on every device.
+PLACES = {
+    "batch": ("replica", "fsdp"),
+    "model": ("fsdp",),  # of a layer's weight, gathered where it is used
+    "heads": ("tensor",),
+    "ff": ("tensor",),
+    # 17,727 = 3 · 19 · 311 and 2,675 = 5² · 107 divide over no usual mesh. So tables of the vocabulary are stored cut
+    # along the model axis, and tensor parallelism divides the time axis of the logits: a softmax stays on its device.
+    "table": ("fsdp", "tensor"),
+    "time": ("tensor",),
+    None: (),
+}
+
+
+def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
+    """The mesh of all devices, over all hosts; one size may be -1, the rest of the devices. Raises BadInput."""
+    sizes, devices = [replica, fsdp, tensor], jax.device_count()
+    shown = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise BadInput(f"mesh {shown}: sizes are at least 1, and -1 (the rest of the devices) stands once at most")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, devices // -math.prod(sizes))
+    if math.prod(sizes) != devices:
+        raise BadInput(f"mesh {shown} does not match the device count, {devices}")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """The PartitionSpec of an array whose axes have these names."""
+    return PartitionSpec(*(PLACES[name] or None for name in names))
+
+
+def parts(name: str | None, mesh: Any) -> int:
+    """Into how many parts a mesh, concrete or abstract, cuts an axis of that name; 1 on no mesh."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in PLACES[name])
+
+
+def placed(shape: tuple[int, ...], *names: str | None) -> NamedSharding:
+    """The sharding on the current mesh of an activation of that shape; an axis that does not divide stays whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    cut = (
+        name if parts(name, mesh) > 1 and size % parts(name, mesh) == 0 else None
+        for size, name in zip(shape, names, strict=True)
+    )
+    return NamedSharding(mesh, spec(*cut))
+
+
+def reshard(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+    """The same values with their axes on the places of these names, all-gathered or sliced; on no mesh, x itself."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.sharding.reshard(x, placed(x.shape, *names))
+
+
+def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The sharding of every array of a tree of parameters, of their gradients, or of an optimizer's state.
+
+    A parameter carries the names of its axes, and Optax's moments carry them on; whatever has none lies whole on every
+    device. The tree may hold arrays or shapes (`jax.eval_shape`). Raises BadInput for an axis that does not divide.
+    """
+
+    def place(leaf: Any) -> Any:
+        whole = (None,) * len(leaf.shape)
+        names = leaf.get_metadata().get("axes", whole) if isinstance(leaf, nnx.Variable) else whole
+        for size, name in zip(leaf.shape, names, strict=True):
+            if size % parts(name, mesh):
+                raise BadInput(f"a {name} axis of {size} does not divide over {parts(name, mesh)} ({PLACES[name]})")
+        return jax.tree.map(lambda _: NamedSharding(mesh, spec(*names)), leaf)
+
+    return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def shard_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[Array]:
+    """This host's rows of a batch, laid out over the mesh as its part of the global batch. Raises BadInput."""
+
+    def place(rows: np.ndarray) -> Array:
+        if len(rows) * jax.process_count() % parts("batch", mesh):
+            total = len(rows) * jax.process_count()
+            raise BadInput(f"a batch of {total} does not divide over {parts('batch', mesh)} (replica × fsdp)")
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec("batch")), rows)
+
+    return jax.tree.map(place, batch)
