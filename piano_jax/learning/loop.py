@@ -1,0 +1,180 @@
+"""The training loop, one for every phase.
+
+Its order is the law: evaluate and save the old state, take the next batch, step, log the step before. So whatever is
+saved was learnt from exactly `step` batches, and the devices never wait for a number to be printed.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+
+from piano_jax import BadInput
+from piano_jax.command import progress
+from piano_jax.data import Dataset, EvaluationRows, PretrainingRows
+from piano_jax.data.batches import Batch, batches
+from piano_jax.learning import checkpoints, metrics, objectives, optimizer
+from piano_jax.learning.step import abstract_state, definition, evaluation_step, initializer, train_step
+from piano_jax.model import mesh as meshes
+from piano_jax.model.transformer import TransformerConfig
+from piano_jax.music.vocabulary import CLASSES, Vocabulary
+
+CONFIG = "config.json"
+# What a run may change when it goes on: where it computes and how it reports, but not what it computes.
+FREE = ("mesh", "workers", "evaluation", "checkpoint", "data.path", "init_from")
+
+
+class Diverged(RuntimeError):
+    """A loss or a gradient is not finite."""
+
+
+def model_config(config: ConfigDict, vocabulary: Vocabulary) -> TransformerConfig:
+    """The model of a config: its size by name, and what the config changes of it."""
+    changes = config.model.to_dict()
+    size = getattr(TransformerConfig, changes.pop("size"))
+    return size(vocabulary_size=vocabulary.size, **{key: value for key, value in changes.items() if value is not None})
+
+
+def claim(workdir: str, config: ConfigDict, dataset: Dataset) -> None:
+    """Makes `workdir` that of this config and dataset. Raises BadInput where it is another's."""
+
+    def flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+        for key, value in tree.items():
+            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+    path = epath.Path(workdir) / CONFIG
+    ours = config.to_dict() | {"dataset": {name: file["sha256"] for name, file in dataset.manifest["files"].items()}}
+    if path.exists():
+        theirs, mine = dict(flat(json.loads(path.read_text()))), dict(flat(json.loads(json.dumps(ours))))
+        for key in sorted(theirs.keys() | mine.keys()):
+            if theirs.get(key) != mine.get(key) and not key.startswith(FREE):
+                was, now = (repr(config.get(key)) for config in (theirs, mine))
+                raise BadInput(f"{workdir}: belongs to a run with {key} {was}, not {now}; give another --workdir")
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{CONFIG}.partial"
+        temporary.write_text(json.dumps(ours, indent=1) + "\n")
+        temporary.rename(path)
+
+
+def train(config: ConfigDict, workdir: str) -> dict[str, float]:
+    """Trains as `config` says, and returns the last evaluation's figures.
+
+    Raises:
+        BadInput: the config, the dataset, the devices and the work directory do not fit together.
+        Diverged: a loss or gradient is not finite; the checkpoints in `workdir` are from before.
+    """
+    # 1. What learns, from what.
+    vocabulary = Vocabulary(config.vocabulary)
+    model = model_config(config, vocabulary)
+    dataset = Dataset(config.data.path, vocabulary=vocabulary.name)
+    rows = PretrainingRows(dataset, "train", config.length, config.seed, config.data.augment, config.data.isolate)
+    validation = EvaluationRows(dataset, "val", config.length, config.data.isolate)
+    rate = optimizer.schedule(steps=config.steps, **config.schedule)
+    tx = optimizer.adamw(rate, **config.adamw)
+    claim(workdir, config, dataset)
+
+    # 2. Where, and from which weights on: the work directory's own, else those of init_from, else fresh.
+    mesh = meshes.make_mesh(**config.mesh)
+    jax.set_mesh(mesh)
+    init = initializer(model, tx)
+    like = abstract_state(init, mesh)
+    saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every)
+    first = saved.newest() or 0
+    if first:
+        state = saved.restore(first, like)
+    else:
+        state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(jax.random.key(config.seed))
+        if config.init_from:
+            state = state._replace(weights=checkpoints.read_weights(config.init_from, like.weights))
+    origin = f"step {first:,} of {workdir}" if first else config.init_from or "fresh weights"
+    count = sum(x.size for x in jax.tree.leaves(state.weights))
+    print(f"{config.model.size}, {count:,} parameters, from {origin}", flush=True)
+    print(f"{dataset.path}, {rows.rows_per_epoch * config.length:,} tokens an epoch", flush=True)
+
+    # 3. How it learns and is measured.
+    graph = definition(model)
+    objective = functools.partial(objectives.next_token, kind=vocabulary.kind, kinds=len(CLASSES))
+    step_on = train_step(graph, objective, tx, rate, config.accumulate)
+    sum_up = evaluation_step(graph, objective)
+    host = {"host": jax.process_index(), "hosts": jax.process_count()}
+    writer = metrics.Writer(workdir, first)
+    report = Report(writer, model, config)
+
+    def evaluate(weights: nnx.State, step: int) -> dict[str, float]:
+        limit = config.evaluation.batches or math.ceil(len(validation) / config.batch)
+        feed = batches(validation, config.batch, **host)
+        sums = [sum_up(weights, meshes.shard_batch(batch, mesh)) for batch, _ in zip(feed, range(limit), strict=False)]
+        found = metrics.figures(jax.tree.map(lambda *parts: sum(map(np.asarray, parts)), *sums), CLASSES)
+        writer.write(step, "validation", found)
+        return found
+
+    # 4. The loop.
+    feed = batches(rows, config.batch, first, **host, workers=config.workers)
+    for step in progress(range(first, config.steps), config.steps, "steps", first, report.note):
+        if config.evaluation.every and step % config.evaluation.every == 0:
+            with report.pause():
+                report.validation = evaluate(state.weights, step)
+        if step % config.checkpoint.every == 0 and step > first:
+            with report.pause():
+                report.flush()
+                saved.save(step, state, config.to_dict())
+        batch: Batch = meshes.shard_batch(next(feed), mesh)
+        state, sums = step_on(state, batch)
+        report.step(step, sums)
+    report.flush()
+    saved.save(config.steps, state, config.to_dict())
+    found = evaluate(state.weights, config.steps)
+    saved.close()
+    writer.close()
+    return found
+
+
+class Report:
+    """Figures of steps, each fetched when the next is under way, and the speed between them."""
+
+    def __init__(self, writer: metrics.Writer, model: TransformerConfig, config: ConfigDict):
+        self._writer, self._model, self._config = writer, model, config
+        self._pending: tuple[int, dict] | None = None
+        self._since = time.perf_counter()
+        self._train: dict[str, float] = {}
+        self.validation: dict[str, float] = {}
+
+    def step(self, step: int, sums: objectives.Sums) -> None:
+        """Takes the sums of a step just dispatched, and reports the step before."""
+        self.flush()
+        self._pending = step, sums
+
+    def flush(self) -> None:
+        """Reports the step that waits. Raises Diverged."""
+        if self._pending is None:
+            return
+        (step, sums), self._pending = self._pending, None
+        self._train = metrics.figures(jax.device_get(sums), CLASSES)
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        speed = self._config.batch * self._config.length / seconds
+        speeds = {"tokens_per_second": speed} | metrics.utilization(speed, self._model, self._config.length)
+        self._writer.write(step, "train", self._train | speeds)
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(self._train[name]):
+                raise Diverged(f"step {step}: {name} is {self._train[name]}; the last checkpoint is from before")
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent here is no step's."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def note(self) -> str:
+        """What a progress bar says."""
+        said = {"loss": self._train.get("loss"), "validation": self.validation.get("loss")}
+        return ", ".join(f"{name} {value:.4f}" for name, value in said.items() if value is not None)

@@ -1,0 +1,94 @@
+"""What a run reports: sums turned into figures, written as JSON lines and for TensorBoard; FLOPs and their share."""
+
+import json
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from piano_jax.model.transformer import TransformerConfig
+
+LINES = "metrics.jsonl"
+
+# Peak dense bfloat16 FLOP/s of one device, by `jax.Device.device_kind`, from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def flops_per_token(config: TransformerConfig, length: int) -> int:
+    """Floating-point operations that training on one token of a row of `length` needs.
+
+    A multiplication with an addition is two. Forward: 2 for each weight of a matrix that meets the token (not the table
+    of embeddings), and in each layer 2 · 2 · d_model for each position attended to, of which causality leaves
+    (length + 1) / 2. The backward pass takes twice as many. What remat computes again does not count.
+    """
+    D, F, L = config.d_model, config.ff_width, config.layers
+    outputs = config.vocabulary_size if config.head in ("language", "conditioned") else config.head_size
+    matrices = L * (4 * D * D + 3 * D * F) + D * outputs
+    attended = L * 2 * D * (length + 1)
+    return 3 * (2 * matrices + attended)
+
+
+def figures(sums: dict[str, np.ndarray], kinds: Sequence[str]) -> dict[str, float]:
+    """Mean loss (nats) and accuracy over all targets, and by class of token for the classes that occur."""
+    loss, correct, weight = (np.asarray(sums[name], np.float64) for name in ("loss", "correct", "weight"))
+    found = {"loss": loss.sum() / max(weight.sum(), 1), "accuracy": correct.sum() / max(weight.sum(), 1)}
+    for index in np.flatnonzero(weight):
+        found[f"loss/{kinds[index]}"] = loss[index] / weight[index]
+        found[f"accuracy/{kinds[index]}"] = correct[index] / weight[index]
+    found |= {name: sums[name] for name in ("gradient_norm", "learning_rate") if name in sums}
+    return {name: float(value) for name, value in found.items()}
+
+
+def utilization(tokens_per_second: float, config: TransformerConfig, length: int) -> dict[str, float]:
+    """MFU: the share of all devices' peak that a run's useful FLOPs are; nothing for a device of unknown peak."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    flops = tokens_per_second * flops_per_token(config, length)
+    return {"mfu": flops / (peak * jax.device_count())} if peak else {}
+
+
+class Writer:
+    """Writes figures of the first host's process to `metrics.jsonl` and `tensorboard/`; other processes write nothing.
+
+    A run that goes on from `step` takes back what was written from there on, and writes it anew.
+    """
+
+    def __init__(self, workdir: str, step: int):
+        self._is_first = jax.process_index() == 0
+        if not self._is_first:
+            return
+        path = epath.Path(workdir)
+        lines = (path / LINES).read_text().splitlines() if (path / LINES).exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+        temporary = path / f".{LINES}.partial"
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.rename(path / LINES)
+        self._lines = (path / LINES).open("a")
+        self._board = SummaryWriter(os.fspath(path / "tensorboard"), purge_step=step, flush_secs=10)
+
+    def write(self, step: int, group: str, values: dict[str, float]) -> None:
+        """Writes the figures of a group ("train" or "validation") at a step."""
+        if not self._is_first:
+            return
+        self._lines.write(json.dumps({"step": step, "group": group} | values) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._is_first:
+            self._lines.close()
+            self._board.close()

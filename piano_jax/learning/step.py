@@ -1,0 +1,92 @@
+"""The train step: sharded state in, one batch, sharded state out."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32
+
+from piano_jax.learning.objectives import Sums
+from piano_jax.model import mesh as meshes
+from piano_jax.model.transformer import Model, TransformerConfig
+
+Objective = Callable[[Model, dict[str, Array]], tuple[Float[Array, ""], Sums]]
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on: `step` batches were learnt from, and so `step` is the position in the data."""
+
+    step: Int32[Array, ""]
+    weights: nnx.State
+    optimizer: optax.OptState
+
+
+def definition(config: TransformerConfig) -> nnx.GraphDef:
+    """A model's structure, which with weights makes the model."""
+    return nnx.split(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0))))[0]
+
+
+def initializer(config: TransformerConfig, tx: optax.GradientTransformation) -> Callable[[Array], TrainState]:
+    """A function from a random key to the state before the first step."""
+
+    def init(key: Array) -> TrainState:
+        weights = nnx.split(Model(config, nnx.Rngs(key)))[1]
+        return TrainState(jnp.zeros((), jnp.int32), weights, tx.init(weights))
+
+    return init
+
+
+def abstract_state(init: Callable[[Array], TrainState], mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state: what a checkpoint restores into, and what `init` is compiled for."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        meshes.shardings(shapes, mesh),
+    )
+
+
+def train_step(
+    graph: nnx.GraphDef,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    rate: optax.Schedule,
+    accumulate: int,
+) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Sums]]:
+    """A jitted step, which consumes the state. The batch is taken in `accumulate` parts, one after another.
+
+    Gradients are of summed losses and are divided by the summed weights once, so that parts which hold less (padding)
+    count less, and the step is the same as over the whole batch.
+    """
+
+    def gradient(weights: nnx.State, batch: dict[str, Array]) -> tuple[nnx.State, Sums]:
+        return jax.grad(lambda w: objective(nnx.merge(graph, w), batch), has_aux=True)(weights)
+
+    def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Sums]:
+        if accumulate == 1:
+            gradients, sums = gradient(state.weights, batch)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+            first = jax.eval_shape(gradient, state.weights, jax.tree.map(lambda x: x[0], parts))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), first)
+
+            def add(total: tuple[nnx.State, Sums], part: dict[str, Array]) -> tuple[tuple[nnx.State, Sums], None]:
+                return jax.tree.map(jnp.add, total, gradient(state.weights, part)), None
+
+            (gradients, sums), _ = jax.lax.scan(add, zeros, parts)
+        weight = jnp.maximum(sums["weight"].sum(), 1)
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        updates, optimizer = tx.update(gradients, state.optimizer, state.weights)
+        sums |= {"gradient_norm": optax.global_norm(gradients), "learning_rate": rate(state.step)}
+        return TrainState(state.step + 1, optax.apply_updates(state.weights, updates), optimizer), sums
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[[nnx.State, dict[str, Array]], Sums]:
+    """A jitted sum over one batch, without learning."""
+    return jax.jit(lambda weights, batch: objective(nnx.merge(graph, weights), batch)[1])
