@@ -8,6 +8,8 @@ days on 8 H100); `medium_tpu` the same in heads of 128, for a run from scratch o
 
 from ml_collections import ConfigDict
 
+from piano_jax import BadInput
+
 BATCH = {"small": 32, "medium": 128, "medium_tpu": 128}
 STEPS = {"small": 50_000, "medium": 400_000, "medium_tpu": 400_000}
 LENGTH = {"small": 2048, "medium": 8192, "medium_tpu": 8192}
@@ -15,11 +17,13 @@ LENGTH = {"small": 2048, "medium": 8192, "medium_tpu": 8192}
 
 def get_config(size: str = "small") -> ConfigDict:
     """The config of a size; every value can be changed by --config.KEY=VALUE."""
+    if size not in STEPS:
+        raise BadInput(f"{size}: no such size (there are {', '.join(STEPS)})")
     return ConfigDict(
         {
             "seed": 0,
             "vocabulary": "aria",
-            "model": {"size": size, "dtype": "bfloat16", "remat": "full"},
+            "model": {"size": size, "dtype": "bfloat16", "remat": "full", "unroll": 1},
             "data": {"path": "data/aria", "augment": True, "isolate": False},
             "length": LENGTH[size],
             "batch": BATCH[size],

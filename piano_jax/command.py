@@ -26,7 +26,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except BadInput as error:
         message, code = str(error), 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             raise
         message, code = f"{error.filename or 'output'}: {error.strerror}", 2
     except KeyboardInterrupt:

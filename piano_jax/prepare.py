@@ -176,6 +176,9 @@ def summarise(dataset: dict, seconds: float) -> None:
     print(line("all", dataset["counts"]) + f" in {seconds:.1f} s, {files / seconds:,.1f} files/s")
     for name, counts in dataset["splits"].items():
         print(line(name, counts))
+    for name in ("train", "val"):
+        if not dataset["splits"].get(name, {}).get("pieces"):
+            print(f"warning  split {name} is empty, and training needs it: see --split")
     for file in skipped["files"][:NAMED]:
         print(f"skipped  {file['path']}: {file['detail']}")
     if len(skipped["files"]) > NAMED:

@@ -4,6 +4,7 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ def read_config(spec: str, overrides: Sequence[str]) -> ConfigDict:
     module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
+    if size and not inspect.signature(module.get_config).parameters:
+        raise BadInput(f"{spec}: this config has no sizes")
     config = module.get_config(size) if size else module.get_config()
     flat = dict.fromkeys(_keys(config.to_dict()))
     for override in overrides:
@@ -46,7 +49,7 @@ def read_config(spec: str, overrides: Sequence[str]) -> ConfigDict:
         if not is_pair:
             raise BadInput(f"--config.{override}: write --config.{override}=value")
         if key not in flat:
-            near = difflib.get_close_matches(key, flat, 1)
+            near = difflib.get_close_matches(key, flat, 1, 0.75)
             raise BadInput(f"--config.{key}: {path} has no such key" + (f"; did you mean {near[0]}?" if near else ""))
         try:
             value = ast.literal_eval(text)
@@ -85,11 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unknown argument {word}")
     config = read_config(options.config, [word.removeprefix("--config.") for word in rest])
 
+    # Only now, for --help and complaints about arguments need no jax.
+    import jax
+
     from piano_jax.evaluation.plots import plot_losses
     from piano_jax.learning.loop import Diverged, train
+    from piano_jax.model.mesh import make_mesh
 
+    mesh = make_mesh(**config.mesh)
     try:
-        found = train(config, options.workdir)
+        with jax.set_mesh(mesh):
+            found = train(config, options.workdir, mesh)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

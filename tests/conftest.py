@@ -4,15 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
 from jaxtyping import install_import_hook
 
-install_import_hook("piano_jax", "beartype.beartype")
-
 SHARED = Path(__file__).parents[2] / "shared"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Most of the tests' time goes into compiling the same few programs.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".jax_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+install_import_hook("piano_jax", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

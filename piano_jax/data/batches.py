@@ -1,5 +1,8 @@
 """From rows to batches: Grain's threads and worker processes, and the one integer that says where a run stands."""
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 
 import grain
@@ -30,6 +33,18 @@ class HostRows:
         return self.rows[(self.first_step + step) * self.batch_size + self.host * self.share + place]
 
 
+def end_with_parent(worker: int, workers: int) -> None:
+    """Makes a worker process end when the process that started it is gone, killed or not."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def batches(
     rows: Rows, batch_size: int, first_step: int = 0, host: int = 0, hosts: int = 1, workers: int = 0
 ) -> Iterator[Batch]:
@@ -49,5 +64,6 @@ def batches(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's own flags, which it reads where it starts processes
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, end_with_parent)
     return iter(dataset)

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
@@ -54,7 +56,8 @@ class Checkpoints:
         }
         with _misfit(self.path / str(step)):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return like._replace(weights=restored["weights"], optimizer=restored["optimizer"])
+        position = jax.device_put(np.int32(step), like.step.sharding)
+        return TrainState(position, restored["weights"], restored["optimizer"])
 
     def close(self) -> None:
         """Waits for what is still being written. Raises BadInput where there is no space left."""

@@ -9,18 +9,19 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from piano_jax import BadInput
 from piano_jax.command import progress
 from piano_jax.data import Dataset, EvaluationRows, PretrainingRows
-from piano_jax.data.batches import Batch, batches
+from piano_jax.data.batches import batches
 from piano_jax.learning import checkpoints, metrics, objectives, optimizer
 from piano_jax.learning.step import abstract_state, definition, evaluation_step, initializer, train_step
 from piano_jax.model import mesh as meshes
@@ -28,8 +29,9 @@ from piano_jax.model.transformer import TransformerConfig
 from piano_jax.music.vocabulary import CLASSES, Vocabulary
 
 CONFIG = "config.json"
+SIZES = ("smoke", "small", "medium", "medium_tpu")
 # What a run may change when it goes on: where it computes and how it reports, but not what it computes.
-FREE = ("mesh", "workers", "evaluation", "checkpoint", "data.path", "init_from")
+FREE = ("mesh", "workers", "accumulate", "model.remat", "model.unroll", "evaluation", "checkpoint", "data.path")
 
 
 class Diverged(RuntimeError):
@@ -39,40 +41,49 @@ class Diverged(RuntimeError):
 def model_config(config: ConfigDict, vocabulary: Vocabulary) -> TransformerConfig:
     """The model of a config: its size by name, and what the config changes of it."""
     changes = config.model.to_dict()
-    size = getattr(TransformerConfig, changes.pop("size"))
-    return size(vocabulary_size=vocabulary.size, **{key: value for key, value in changes.items() if value is not None})
+    size = changes.pop("size")
+    if size not in SIZES:
+        raise BadInput(f"{size}: no such size of model (there are {', '.join(SIZES)})")
+    return getattr(TransformerConfig, size)(vocabulary_size=vocabulary.size, **changes)
 
 
-def claim(workdir: str, config: ConfigDict, dataset: Dataset) -> None:
-    """Makes `workdir` that of this config and dataset. Raises BadInput where it is another's."""
+def check_owner(workdir: str, run: dict) -> None:
+    """Raises BadInput where `workdir` holds another run than this one, or is no folder."""
 
     def flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
         for key, value in tree.items():
             yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
     path = epath.Path(workdir) / CONFIG
-    ours = config.to_dict() | {"dataset": {name: file["sha256"] for name, file in dataset.manifest["files"].items()}}
+    if path.parent.exists() and not path.parent.is_dir():
+        raise BadInput(f"{workdir}: not a folder")
     if path.exists():
-        theirs, mine = dict(flat(json.loads(path.read_text()))), dict(flat(json.loads(json.dumps(ours))))
+        theirs, mine = dict(flat(json.loads(path.read_text()))), dict(flat(json.loads(json.dumps(run))))
         for key in sorted(theirs.keys() | mine.keys()):
             if theirs.get(key) != mine.get(key) and not key.startswith(FREE):
                 was, now = (repr(config.get(key)) for config in (theirs, mine))
                 raise BadInput(f"{workdir}: belongs to a run with {key} {was}, not {now}; give another --workdir")
+
+
+def claim(workdir: str, run: dict) -> None:
+    """Makes `workdir` that of this run."""
     if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = epath.Path(workdir) / CONFIG
         temporary = path.parent / f".{CONFIG}.partial"
-        temporary.write_text(json.dumps(ours, indent=1) + "\n")
-        temporary.rename(path)
+        temporary.write_text(json.dumps(run, indent=1) + "\n")
+        temporary.replace(path)
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, float]:
-    """Trains as `config` says, and returns the last evaluation's figures.
+def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
+    """Trains as `config` says, on the mesh that is set, and returns the last evaluation's figures.
 
     Raises:
         BadInput: the config, the dataset, the devices and the work directory do not fit together.
         Diverged: a loss or gradient is not finite; the checkpoints in `workdir` are from before.
     """
     # 1. What learns, from what.
+    if config.batch % (parts := config.accumulate * meshes.parts("batch", mesh)):
+        raise BadInput(f"batch {config.batch} does not divide by {parts}, accumulate times the mesh's replica × fsdp")
     vocabulary = Vocabulary(config.vocabulary)
     model = model_config(config, vocabulary)
     dataset = Dataset(config.data.path, vocabulary=vocabulary.name)
@@ -80,11 +91,11 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     validation = EvaluationRows(dataset, "val", config.length, config.data.isolate)
     rate = optimizer.schedule(steps=config.steps, **config.schedule)
     tx = optimizer.adamw(rate, **config.adamw)
-    claim(workdir, config, dataset)
+    files = dataset.manifest["files"]
+    run = config.to_dict() | {"dataset": {name: file["sha256"] for name, file in files.items()}}
+    check_owner(workdir, run)
 
     # 2. Where, and from which weights on: the work directory's own, else those of init_from, else fresh.
-    mesh = meshes.make_mesh(**config.mesh)
-    jax.set_mesh(mesh)
     init = initializer(model, tx)
     like = abstract_state(init, mesh)
     saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -95,10 +106,11 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(jax.random.key(config.seed))
         if config.init_from:
             state = state._replace(weights=checkpoints.read_weights(config.init_from, like.weights))
+    claim(workdir, run)
     origin = f"step {first:,} of {workdir}" if first else config.init_from or "fresh weights"
     count = sum(x.size for x in jax.tree.leaves(state.weights))
-    print(f"{config.model.size}, {count:,} parameters, from {origin}", flush=True)
-    print(f"{dataset.path}, {rows.rows_per_epoch * config.length:,} tokens an epoch", flush=True)
+    print(f"{count:,} parameters, from {origin}", flush=True)
+    print(f"{rows.rows_per_epoch * config.length:,} tokens an epoch, from {dataset.path}", flush=True)
 
     # 3. How it learns and is measured.
     graph = definition(model)
@@ -107,7 +119,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     sum_up = evaluation_step(graph, objective)
     host = {"host": jax.process_index(), "hosts": jax.process_count()}
     writer = metrics.Writer(workdir, first)
-    report = Report(writer, model, config)
+    utilization = functools.partial(metrics.utilization, config=model, length=config.length, mesh=mesh)
+    report = Report(writer, utilization, config.batch * config.length)
 
     def evaluate(weights: nnx.State, step: int) -> dict[str, float]:
         limit = config.evaluation.batches or math.ceil(len(validation) / config.batch)
@@ -119,30 +132,27 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     # 4. The loop.
     feed = batches(rows, config.batch, first, **host, workers=config.workers)
-    for step in progress(range(first, config.steps), config.steps, "steps", first, report.note):
-        if config.evaluation.every and step % config.evaluation.every == 0:
-            with report.pause():
-                report.validation = evaluate(state.weights, step)
-        if step % config.checkpoint.every == 0 and step > first:
-            with report.pause():
-                report.flush()
-                saved.save(step, state, config.to_dict())
-        batch: Batch = meshes.shard_batch(next(feed), mesh)
-        state, sums = step_on(state, batch)
-        report.step(step, sums)
-    report.flush()
-    saved.save(config.steps, state, config.to_dict())
-    found = evaluate(state.weights, config.steps)
-    saved.close()
-    writer.close()
-    return found
+    with contextlib.closing(saved), contextlib.closing(writer), contextlib.closing(feed):
+        for step in progress(range(first, config.steps), config.steps, "steps", first, report.note):
+            if config.evaluation.every and step % config.evaluation.every == 0:
+                with report.pause():
+                    report.validation = evaluate(state.weights, step)
+            if step % config.checkpoint.every == 0 and step > first:
+                with report.pause():
+                    report.flush()
+                    saved.save(step, state, config.to_dict())
+            state, sums = step_on(state, meshes.shard_batch(next(feed), mesh))
+            report.step(step, sums)
+        report.flush()
+        saved.save(config.steps, state, config.to_dict())
+        return evaluate(state.weights, config.steps)
 
 
 class Report:
     """Figures of steps, each fetched when the next is under way, and the speed between them."""
 
-    def __init__(self, writer: metrics.Writer, model: TransformerConfig, config: ConfigDict):
-        self._writer, self._model, self._config = writer, model, config
+    def __init__(self, writer: metrics.Writer, utilization: Callable[[float], dict[str, float]], tokens: int):
+        self._writer, self._utilization, self._tokens = writer, utilization, tokens
         self._pending: tuple[int, dict] | None = None
         self._since = time.perf_counter()
         self._train: dict[str, float] = {}
@@ -160,8 +170,8 @@ class Report:
         (step, sums), self._pending = self._pending, None
         self._train = metrics.figures(jax.device_get(sums), CLASSES)
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
-        speed = self._config.batch * self._config.length / seconds
-        speeds = {"tokens_per_second": speed} | metrics.utilization(speed, self._model, self._config.length)
+        speed = self._tokens / seconds
+        speeds = {"tokens_per_second": speed} | self._utilization(speed)
         self._writer.write(step, "train", self._train | speeds)
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(self._train[name]):

@@ -7,25 +7,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
+from piano_jax.model.mesh import peak_flops
 from piano_jax.model.transformer import TransformerConfig
 
 LINES = "metrics.jsonl"
-
-# Peak dense bfloat16 FLOP/s of one device, by `jax.Device.device_kind`, from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def flops_per_token(config: TransformerConfig, length: int) -> int:
@@ -53,11 +41,10 @@ def figures(sums: dict[str, np.ndarray], kinds: Sequence[str]) -> dict[str, floa
     return {name: float(value) for name, value in found.items()}
 
 
-def utilization(tokens_per_second: float, config: TransformerConfig, length: int) -> dict[str, float]:
+def utilization(tokens_per_second: float, config: TransformerConfig, length: int, mesh: Mesh) -> dict[str, float]:
     """MFU: the share of all devices' peak that a run's useful FLOPs are; nothing for a device of unknown peak."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    flops = tokens_per_second * flops_per_token(config, length)
-    return {"mfu": flops / (peak * jax.device_count())} if peak else {}
+    peak = peak_flops(mesh)
+    return {"mfu": tokens_per_second * flops_per_token(config, length) / peak} if peak else {}
 
 
 class Writer:
@@ -75,7 +62,7 @@ class Writer:
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
         temporary = path / f".{LINES}.partial"
         temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.rename(path / LINES)
+        temporary.replace(path / LINES)
         self._lines = (path / LINES).open("a")
         self._board = SummaryWriter(os.fspath(path / "tensorboard"), purge_step=step, flush_secs=10)
 

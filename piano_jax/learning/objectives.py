@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -12,7 +13,7 @@ Sums = dict[str, Float[Array, "K"]]
 
 
 def next_token(
-    model: Model, batch: dict[str, Array], kind: Int[Array, "V"], kinds: int
+    model: Model, batch: dict[str, Array], kind: Int[np.ndarray, "V"], kinds: int
 ) -> tuple[Float[Array, ""], Sums]:
     """Cross-entropy of each next token, in nats, summed; `kind` sorts the targets into `kinds` classes of tokens.
 
@@ -25,5 +26,5 @@ def next_token(
     kind_of_target = jnp.asarray(kind).at[targets].get(out_sharding=jax.typeof(targets).sharding)
     is_kind = (kind_of_target[..., None] == jnp.arange(kinds)[None, None]).astype(jnp.float32)  # B T K
     by_position = {"loss": loss, "correct": correct, "weight": weights}
-    sums = {name: jnp.einsum("BT,BTK->K", value, is_kind) for name, value in by_position.items()}
+    sums = {name: (value[..., None] * is_kind).sum((0, 1)) for name, value in by_position.items()}
     return loss.sum(), sums

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Shaped
 
 from piano_jax.learning.objectives import Sums
 from piano_jax.model import mesh as meshes
@@ -70,7 +70,12 @@ def train_step(
         if accumulate == 1:
             gradients, sums = gradient(state.weights, batch)
         else:
-            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+            def take_apart(x: Shaped[Array, "B T"]) -> Shaped[Array, "A b T"]:
+                parts = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)  # each with rows of every device
+                return meshes.reshard(parts, None, "batch", None)
+
+            parts = jax.tree.map(take_apart, batch)
             first = jax.eval_shape(gradient, state.weights, jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), first)
 
@@ -81,7 +86,7 @@ def train_step(
         weight = jnp.maximum(sums["weight"].sum(), 1)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, optimizer = tx.update(gradients, state.optimizer, state.weights)
-        sums |= {"gradient_norm": optax.global_norm(gradients), "learning_rate": rate(state.step)}
+        sums |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
         return TrainState(state.step + 1, optax.apply_updates(state.weights, updates), optimizer), sums
 
     return jax.jit(step, donate_argnums=0)

@@ -30,6 +30,18 @@ PLACES = {
     None: (),
 }
 
+# Dense bfloat16 FLOP/s of one device, by its kind, from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
 
 def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
     """The mesh of all devices, over all hosts; one size may be -1, the rest of the devices. Raises BadInput."""
@@ -42,6 +54,12 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
     if math.prod(sizes) != devices:
         raise BadInput(f"mesh {shown} does not match the device count, {devices}")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def peak_flops(mesh: Mesh) -> float | None:
+    """FLOP/s of all devices of a mesh together, where their kind is known."""
+    peak = PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
+    return peak and peak * mesh.size
 
 
 def spec(*names: str | None) -> PartitionSpec:

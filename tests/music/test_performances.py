@@ -4,17 +4,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from piano_jax.command import run
+from piano_jax.music.composition import BASS, MELODY, STYLES, compose
 from piano_jax.music.midi import read_midi
-from piano_jax.music.performances import (
-    BASS,
-    MELODY,
-    STYLES,
-    compose,
-    generate_corpus,
-    main,
-    perform,
-    performance,
-)
+from piano_jax.music.performances import generate_corpus, main, perform, performance
 
 SEEDS = range(12)
 
@@ -171,7 +164,7 @@ def test_the_files_of_a_corpus_hold_the_notes_and_depend_on_the_seed(tmp_path):
 def test_bad_arguments_get_one_line_and_code_2(tmp_path, capsys, arguments, culprit):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as stop:
-        main([word.format(tmp_path) for word in arguments])
+        run(lambda: main([word.format(tmp_path) for word in arguments]))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and culprit in error
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
