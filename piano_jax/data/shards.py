@@ -194,6 +194,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the dataset holds, from its files' checksums."""
+        return hashlib.sha256("".join(file["sha256"] for file in self._files.values()).encode()).hexdigest()
+
     def __getitem__(self, piece: SupportsIndex) -> UInt16[np.ndarray, "T"]:
         return self.read(np.array([range(len(self))[piece]]))[0]
 

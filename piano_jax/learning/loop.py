@@ -54,6 +54,8 @@ def check_owner(workdir: str, run: dict) -> None:
         for key, value in tree.items():
             yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
+    if workdir.startswith("gs://"):
+        raise BadInput(f"{workdir}: work directories are local, for now")
     path = epath.Path(workdir) / CONFIG
     if path.parent.exists() and not path.parent.is_dir():
         raise BadInput(f"{workdir}: not a folder")
@@ -91,8 +93,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     validation = EvaluationRows(dataset, "val", config.length, config.data.isolate)
     rate = optimizer.schedule(steps=config.steps, **config.schedule)
     tx = optimizer.adamw(rate, **config.adamw)
-    files = dataset.manifest["files"]
-    run = config.to_dict() | {"dataset": {name: file["sha256"] for name, file in files.items()}}
+    run = config.to_dict() | {"dataset": dataset.fingerprint}
     check_owner(workdir, run)
 
     # 2. Where, and from which weights on: the work directory's own, else those of init_from, else fresh.
@@ -144,8 +145,9 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
             state, sums = step_on(state, meshes.shard_batch(next(feed), mesh))
             report.step(step, sums)
         report.flush()
+        found = evaluate(state.weights, config.steps)
         saved.save(config.steps, state, config.to_dict())
-        return evaluate(state.weights, config.steps)
+    return found
 
 
 class Report:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from piano_jax import BadInput
+from piano_jax.data import Dataset
+from piano_jax.data.shards import Writer, new_folder
 from piano_jax.learning.checkpoints import Checkpoints, find, read_config
 from piano_jax.learning.loop import Diverged, train
 from piano_jax.model.mesh import make_mesh
@@ -134,6 +136,18 @@ def test_a_work_directory_of_another_config_or_dataset_is_refused(config, data, 
     with pytest.raises(BadInput, match=r"adamw\.b2 0\.95, not 0\.99"):
         run(config, tmp_path)
     config.adamw.b2 = 0.95
+    path = tmp_path / "other"
+    with new_folder(path) as folder:
+        copy = Dataset(data)
+        writer = Writer(folder, copy.vocabulary)
+        for piece in reversed(range(len(copy))):
+            writer.add(copy[piece], 1, 1.0)
+        split = np.array([0, 1] * 6, np.int8)
+        writer.finish(["path"], [(str(piece),) for piece in range(len(copy))], ["train", "val"], split, {}, [])
+    config.data.path = str(path)
+    with pytest.raises(BadInput, match="belongs to a run with dataset"):
+        run(config, tmp_path)
+    config.data.path = str(data)
     config.workers, config.evaluation.batches, config.checkpoint.every = 1, 1, 2
     run(config, tmp_path)
 
@@ -151,6 +165,11 @@ def test_a_work_directory_of_another_config_or_dataset_is_refused(config, data, 
         (["--config.length=128"], "longer than the model's context, 64"),
         (["--config.model.size=huge"], "huge: no such size of model"),
         (["--nonsense"], "unknown argument --nonsense"),
+        (["--workdir=gs://bucket/run"], "gs://bucket/run: work directories are local"),
+        ([f"--workdir={__file__}"], "not a folder"),
+        (["--config=absent.py"], "absent.py: no such config"),
+        (["--config=configs/smoke.py:huge"], "this config has no sizes"),
+        (["--config=configs/pretrain.py:huge"], "huge: no such size"),
     ],
 )
 def test_bad_input_is_named(config_file, data, tmp_path, words, said):
