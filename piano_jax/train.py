@@ -90,11 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now, for --help and complaints about arguments need no jax.
     import jax
+    from absl import logging
 
     from piano_jax.evaluation.plots import plot_losses
     from piano_jax.learning.loop import Diverged, train
     from piano_jax.model.mesh import make_mesh
 
+    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     mesh = make_mesh(**config.mesh)
     try:
         with jax.set_mesh(mesh):

@@ -5,6 +5,7 @@ number of batches learnt from, and of the config. A step's folder takes its name
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,10 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(self.path).free
+        if free < needed:  # asked first, for TensorStore's own threads print stacks when the disk fills up
+            left = f"a checkpoint needs up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are left"
+            raise BadInput(f"{self.path}: {left}; the checkpoints before this one are whole")
         items = {
             "weights": ocp.args.StandardSave(state.weights),
             "optimizer": ocp.args.StandardSave(state.optimizer),

@@ -71,7 +71,8 @@ def write_midi(notes: Notes, path: str | Path) -> None:
         own = notes.instrument == index
         program = 0 if index == DRUM else 8 * int(np.flatnonzero(index == FAMILIES)[0])
         track = symusic.Track(INSTRUMENTS[index], program, bool(index == DRUM))
-        pitch, velocity = (x[own].astype(np.int8) for x in (notes.pitch, notes.velocity))
+        # A note-on of velocity 0 would be a note-off.
+        pitch, velocity = notes.pitch[own].astype(np.int8), np.maximum(notes.velocity[own], 1).astype(np.int8)
         track.notes = symusic.Note.from_numpy(notes.onset[own], notes.duration[own], pitch, velocity)
         if index == PIANO:
             edges, value = notes.pedal.reshape(-1), np.tile(np.array([127, 0], np.uint8), len(notes.pedal))
@@ -119,7 +120,8 @@ def _notes(data: bytes) -> Notes:
         own = in_time[pedal_channel[in_time] == index]
         of_index = presses(tick[own], value[own] >= 64, last_end)
         end = np.where(channel == index, _sustained(end, of_index), end)
-        pedal = np.concatenate([pedal, of_index])
+        if of_channel[index] == PIANO:
+            pedal = np.concatenate([pedal, of_index])
 
     tempos = score.tempos.numpy() if len(score.tempos) else dict.fromkeys(DEFAULT_TEMPO, np.empty(0, np.int64))
     changes = [np.concatenate([[first], tempos[name]], dtype=np.int64) for name, first in DEFAULT_TEMPO.items()]

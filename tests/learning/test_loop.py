@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,7 +186,19 @@ def test_bad_input_ends_in_one_line_and_code_2(config_file, data, tmp_path):
     assert process.returncode == 2 and errors.count("\n") == 1 and "adamw.b3" in errors
 
 
-def test_a_full_disk_ends_in_one_line(config, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_a_checkpoint_ends_in_one_line(config, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    config.checkpoint.every = 5
+    run(config, tmp_path / "alone")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(BadInput, match="1 MB, and 0 MB are left"):
+            run(config, tmp_path / "full")
+    run(config, tmp_path / "full")
+    assert losses(tmp_path / "full") == losses(tmp_path / "alone")
+
+
+def test_a_disk_that_fills_up_ends_in_one_line(config, tmp_path, monkeypatch):
     def full(*_, **__):
         raise ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device")
 

@@ -152,6 +152,8 @@ def test_a_pedal_reaches_the_tracks_of_its_channel_and_no_other():
     notes = read_midi(midi_bytes(tracks))
     assert dict(zip(notes.pitch.tolist(), notes.duration.tolist(), strict=True)) == {60: 990, 62: 10}
     assert notes.pedal.tolist() == [[-10, 990]]
+    strings = read_midi(midi_bytes([[(0, PROGRAM, 2, 40, 0)], *tracks]))
+    assert strings.duration.max() == 990 and not len(strings.pedal)  # no piano's
 
 
 def test_notes_left_open_are_dropped_and_hide_no_others():
