@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
                 "remat": "none",
                 "unroll": 1,
             },
-            "data": {"path": "data/mine", "augment": True, "isolate": True},
+            "data": {"path": "data/mine", "augment": True, "labels": False, "isolate": True},
             "length": 512,
             "batch": 16,
             "accumulate": 1,

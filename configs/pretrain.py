@@ -24,7 +24,7 @@ def get_config(size: str = "small") -> ConfigDict:
             "seed": 0,
             "vocabulary": "aria",
             "model": {"size": size, "dtype": "bfloat16", "remat": "full", "unroll": 1},
-            "data": {"path": "data/aria", "augment": True, "isolate": False},
+            "data": {"path": "data/aria", "augment": True, "labels": False, "isolate": False},
             "length": LENGTH[size],
             "batch": BATCH[size],
             "accumulate": 1,

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "vocabulary": "piano",
             "model": {"size": "smoke", "dtype": "float32", "remat": "none", "unroll": 3},
-            "data": {"path": "runs/smoke/data", "augment": True, "isolate": True},
+            "data": {"path": "runs/smoke/data", "augment": True, "labels": False, "isolate": True},
             "length": 256,
             "batch": 16,
             "accumulate": 1,

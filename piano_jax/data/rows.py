@@ -4,12 +4,14 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer, UInt16
 
 from piano_jax import BadInput
+from piano_jax.data.prefixes import Labelled
 from piano_jax.data.shards import Dataset
 from piano_jax.music import Vocabulary, augment
 
 # What a stream of random numbers is for; with the seed, the epoch and the row it makes the stream's key.
 PIECE_ORDER, ROW_ORDER, AUGMENTATION = range(3)
 
+Pieces = Dataset | Labelled
 Row = dict[str, Int32[np.ndarray, "T"] | Float32[np.ndarray, "T"]]
 
 
@@ -25,7 +27,7 @@ def _permutation(size: int, seed: int, *place: int) -> Int64[np.ndarray, "size"]
 class Line:
     """Pieces laid end to end, from which rows are cut."""
 
-    def __init__(self, dataset: Dataset, pieces: Int64[np.ndarray, "N"]):
+    def __init__(self, dataset: Pieces, pieces: Int64[np.ndarray, "N"]):
         self.dataset, self.pieces = dataset, pieces
         self.ends = np.cumsum(dataset.offsets[pieces + 1] - dataset.offsets[pieces])
 
@@ -68,7 +70,7 @@ class PretrainingRows:
         BadInput: the split is empty, or holds less than a row.
     """
 
-    def __init__(self, dataset: Dataset, split: str, length: int, seed: int, augmented: bool, isolate: bool):
+    def __init__(self, dataset: Pieces, split: str, length: int, seed: int, augmented: bool, isolate: bool):
         self.dataset, self.length, self.seed, self.augmented, self.isolate = dataset, length, seed, augmented, isolate
         self.pieces = dataset.split(split)
         total = int((dataset.offsets[self.pieces + 1] - dataset.offsets[self.pieces]).sum())
@@ -113,7 +115,7 @@ class EvaluationRows:
         BadInput: the split is empty.
     """
 
-    def __init__(self, dataset: Dataset, split: str, length: int, isolate: bool):
+    def __init__(self, dataset: Pieces, split: str, length: int, isolate: bool):
         self.length, self.isolate = length, isolate
         self._line = Line(dataset, dataset.split(split))
         if not len(self._line.pieces):

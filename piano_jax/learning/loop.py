@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from piano_jax import BadInput
 from piano_jax.command import progress
-from piano_jax.data import Dataset, EvaluationRows, PretrainingRows
+from piano_jax.data import Dataset, EvaluationRows, Labelled, PretrainingRows
 from piano_jax.data.batches import batches
 from piano_jax.learning import checkpoints, metrics, objectives, optimizer
 from piano_jax.learning.step import abstract_state, definition, evaluation_step, initializer, train_step
@@ -89,8 +89,9 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     vocabulary = Vocabulary(config.vocabulary)
     model = model_config(config, vocabulary)
     dataset = Dataset(config.data.path, vocabulary=vocabulary.name)
-    rows = PretrainingRows(dataset, "train", config.length, config.seed, config.data.augment, config.data.isolate)
-    validation = EvaluationRows(dataset, "val", config.length, config.data.isolate)
+    pieces = Labelled(dataset) if config.data.labels else dataset
+    rows = PretrainingRows(pieces, "train", config.length, config.seed, config.data.augment, config.data.isolate)
+    validation = EvaluationRows(pieces, "val", config.length, config.data.isolate)
     rate = optimizer.schedule(steps=config.steps, **config.schedule)
     tx = optimizer.adamw(rate, **config.adamw)
     run = config.to_dict() | {"dataset": dataset.fingerprint}

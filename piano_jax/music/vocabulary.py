@@ -7,6 +7,7 @@ its duration. `<T>` opens each new segment. A drum hit is two tokens, a drum and
 import dataclasses
 import functools
 import hashlib
+import unicodedata
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt16
@@ -101,6 +102,13 @@ class Vocabulary:
             self.kind[ranges[ids]] = CLASSES.index("note" if ids == "drum" else ids)
         self.kind[self.time] = CLASSES.index("time")
         self.kind[self.pedal[:2]] = CLASSES.index("pedal")
+
+    @functools.cached_property
+    def labels(self) -> dict[tuple[str, str], int]:
+        """Ids of the prefixes of (label, value), as ("composer", "bach"), with accents and without."""
+        labels = {tuple(self.tokens[id].split(":")): id for id in self.prefix}
+        plain = {pair: unicodedata.normalize("NFD", pair[1]).encode("ascii", "ignore").decode() for pair in labels}
+        return labels | {(pair[0], word): labels[pair] for pair, word in plain.items()}
 
     def __repr__(self) -> str:
         return f'Vocabulary("{self.name}")'

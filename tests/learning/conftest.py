@@ -36,7 +36,7 @@ def get_config(size="tiny"):
         "vocabulary": "piano",
         "model": {"size": "smoke", "d_model": 16, "layers": 2, "heads": 2, "ff_width": 32, "context": 64,
                   "dtype": "float32", "remat": "none"},
-        "data": {"path": "absent", "augment": True, "isolate": True},
+        "data": {"path": "absent", "augment": True, "labels": False, "isolate": True},
         "length": 64,
         "batch": 8,
         "accumulate": 1,
