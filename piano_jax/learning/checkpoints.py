@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+from jaxtyping import PyTree
 
 from piano_jax import BadInput
 from piano_jax.learning.step import TrainState
@@ -59,8 +60,8 @@ class Checkpoints:
             "weights": ocp.args.StandardRestore(like.weights),
             "optimizer": ocp.args.StandardRestore(like.optimizer),
         }
-        with _misfit(self.path / str(step)):
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        _check_fit(self.path / str(step), like.weights)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         position = jax.device_put(np.int32(step), like.step.sharding)
         return TrainState(position, restored["weights"], restored["optimizer"])
 
@@ -91,18 +92,25 @@ def read_config(step_folder: epath.Path) -> dict:
 def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:
     """The weights of a checkpoint, in the shapes and shardings of `like`. Raises BadInput where they do not fit."""
     folder = find(checkpoint)
-    with _misfit(folder), ocp.StandardCheckpointer() as reader:
+    _check_fit(folder, like)
+    with ocp.StandardCheckpointer() as reader:
         return reader.restore(folder / "weights", like)
 
 
-@contextmanager
-def _misfit(folder: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, KeyError) as error:
-        raise BadInput(
-            f"{folder}: does not fit the model of this config ({str(error).splitlines()[0][:300]})"
-        ) from error
+def _check_fit(folder: epath.Path, like: nnx.State) -> None:
+    """Raises BadInput where a checkpoint's weights have other names or shapes than `like`."""
+
+    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        # Whether "value" is an attribute of a parameter or a key that was stored, it is one name here.
+        return {jax.tree_util.keystr(path[:-1], simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+    with ocp.StandardCheckpointer() as reader:
+        stored, wanted = shapes(reader.metadata(folder / "weights").item_metadata.tree), shapes(like)
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            has, wants = (f"shape {shape}" if shape else "no place" for shape in (stored.get(name), wanted.get(name)))
+            raise BadInput(f"{folder}: does not fit the model of this config: {name} has {has}, not {wants}")
 
 
 @contextmanager
