@@ -4,7 +4,6 @@ A work directory holds `checkpoints/STEP/{weights,optimizer,run}`; `run` is a sm
 number of batches learnt from, and of the config. A step's folder takes its name only when it is whole.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,11 +81,6 @@ def find(checkpoint: str) -> epath.Path:
     if not steps:
         raise BadInput(f"{checkpoint}: holds no checkpoint")
     return folder / str(max(steps))
-
-
-def read_config(step_folder: epath.Path) -> dict:
-    """The config that a checkpoint was trained with."""
-    return json.loads((step_folder / "run" / "metadata").read_text())["config"]
 
 
 def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:

@@ -17,7 +17,7 @@ import pytest
 from piano_jax import BadInput
 from piano_jax.data import Dataset
 from piano_jax.data.shards import Writer, new_folder
-from piano_jax.learning.checkpoints import Checkpoints, find, read_config
+from piano_jax.learning.checkpoints import Checkpoints, find
 from piano_jax.learning.loop import Diverged, train
 from piano_jax.model.mesh import make_mesh
 from piano_jax.train import main
@@ -103,7 +103,7 @@ def test_checkpoints_that_stay_and_where_they_are_found(config, tmp_path):
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert steps == [4, 8, 10, 12]
     assert find(str(tmp_path)).name == "12" and find(str(tmp_path / "checkpoints/8")).name == "8"
-    assert read_config(find(str(tmp_path)))["length"] == 64
+    assert json.loads((find(str(tmp_path)) / "run/metadata").read_text())["config"]["length"] == 64
     with pytest.raises(BadInput, match="holds no checkpoint"):
         find(str(tmp_path / "nowhere"))
 
