@@ -1,0 +1,34 @@
+"""Every config that is shipped is one that training takes, and says how to run it."""
+
+from pathlib import Path
+
+import pytest
+
+from piano_jax.learning import optimizer
+from piano_jax.learning.loop import model_config
+from piano_jax.music import Vocabulary
+from piano_jax.train import read_config
+
+ROOT = Path(__file__).parents[1]
+SPECS = ["smoke.py", "laptop.py", "pretrain.py:small", "pretrain.py:medium", "pretrain.py:medium_tpu"]
+
+
+def keys(tree: dict, prefix: str = "") -> set[str]:
+    parts = (keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in tree.items())
+    return set().union(*parts)
+
+
+def test_all_are_tested():
+    assert {spec.split(":")[0] for spec in SPECS} == {path.name for path in (ROOT / "configs").glob("*.py")}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_config_is_whole(spec):
+    config = read_config(str(ROOT / "configs" / spec), [])
+    model = model_config(config, Vocabulary(config.vocabulary))
+    assert model.context >= config.length and config.batch % config.accumulate == 0
+    optimizer.schedule(steps=config.steps, **config.schedule)
+    shape = {"model.d_model", "model.layers", "model.ff_width", "model.context"}
+    assert keys(config.to_dict()) - shape == keys(read_config(str(ROOT / "configs/pretrain.py"), []).to_dict())
+    docstring = (ROOT / "configs" / spec.split(":")[0]).read_text().split('"""')[1]
+    assert "piano_jax.train --config" in docstring or "launch/smoke.sh" in docstring
