@@ -111,6 +111,7 @@ def _notes(data: bytes) -> Notes:
     start, end, pitch, velocity, channel = (x[kept] for x in (start, end, pitch, velocity, channel))
     played = np.bincount(channel, minlength=CHANNELS) > 0
     announced = played | (programs.any(axis=0) & (np.arange(CHANNELS) != DRUM_CHANNEL))
+    announced[0] |= not programs.any()  # where no program is set, a piano is announced, played or not
 
     tick, number, value, pedal_channel = _columns([t.controls for t in tracks], labels, "time", "number", "value")
     pedal_channel = np.where(number == SUSTAIN, pedal_channel % CHANNELS, CHANNELS)

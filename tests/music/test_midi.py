@@ -183,6 +183,8 @@ def test_instruments_are_those_of_the_channel():
     names = [INSTRUMENTS[i] for i in notes.instrument]
     assert sorted(names) == ["drum", "piano", "strings"]
     assert [INSTRUMENTS[i] for i in notes.ensemble] == ["piano", "bass", "strings", "drum"]
+    drums = read_midi(midi_bytes([[(0, ON, 9, 40, 64), (9, OFF, 9, 40, 0)]]))
+    assert [INSTRUMENTS[i] for i in drums.ensemble] == ["piano", "drum"]
 
 
 def test_written_files_read_back(tmp_path):
