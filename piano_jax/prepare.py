@@ -148,7 +148,7 @@ def kept(journal: Journal) -> Iterator[tuple[int, int, float]]:
 def fill(
     sources: Sequence[Folder | Archive], reader: Reader, workers: int, writer: Writer, journal: Journal
 ) -> tuple[int, Int64[np.ndarray, "2 128"]]:
-    """Writes pieces from where the journal ends; returns how many files that took, and all notes by pitch and velocity."""
+    """Writes pieces from where the journal ends; returns how many files that took, and notes by pitch and velocity."""
     before = Counter(entry.source for entry in journal)
     deduplicated = reader.thresholds != NONE
     digests = {entry.piece[3] for entry in journal if entry.piece} if deduplicated else set()
