@@ -89,7 +89,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         metavar="N",
         help="processes that read MIDI; what is written does not depend on it; default: one for each core, %(default)s",
     )
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if manifest:
         print(
             f"labels   {pieces.labelled:,} pieces have them, {len(split) - pieces.labelled:,} have none; "
-            f"{len(manifest) - pieces.named:,} rows of {options.labels} are of absent files"
+            f"{len(manifest) - pieces.labelled - pieces.named:,} rows of {options.labels} are of absent files"
         )
     print(out / MANIFEST)
 
@@ -185,7 +185,7 @@ def fill(
 class Pieces:
     """What the journal and the labels say, piece by piece, in memory that holds little of it.
 
-    `labelled` counts the pieces with labels, `named` those and the skipped files that the manifest names.
+    Once they were gone through, `labelled` counts the pieces and `named` the skipped files that have labels.
     """
 
     def __init__(self, sources: Sequence[Folder | Archive], manifest: Manifest | None, journal: Journal):
@@ -195,8 +195,7 @@ class Pieces:
         # Only now do archives know their root; a manifest may also name their members as they stand.
         read = ((entry.source, entry.name) for entry in journal if entry.piece)
         self._as_it_stands = {source for source, name in read if manifest and manifest(name)}
-        self.labelled = sum(self._known(entry) is not None for entry in journal if entry.piece)
-        self.named = sum(bool(manifest and manifest(self._path(entry))) for entry in journal)
+        self.labelled = self.named = 0
 
     def _path(self, entry: Entry) -> str:
         return entry.name if entry.source in self._as_it_stands else self._sources[entry.source].relative(entry.name)
@@ -207,13 +206,20 @@ class Pieces:
 
     def labels(self) -> Iterator[tuple[str, ...]]:
         """A row of `columns` for every piece."""
+        self.labelled = 0
         for entry in self._journal:
             if entry.piece:
-                yield (self._path(entry), *(self._known(entry) or ("",) * (len(self.columns) - 1)))
+                known = self._known(entry)
+                self.labelled += known is not None
+                yield (self._path(entry), *(known or ("",) * (len(self.columns) - 1)))
 
     def skipped(self) -> Iterator[tuple[str, str, str]]:
         """Path, reason and detail of every other file."""
-        return ((self._path(entry), *entry.dropped) for entry in self._journal if entry.dropped)
+        self.named = 0
+        for entry in self._journal:
+            if entry.dropped:
+                self.named += self._known(entry) is not None
+                yield (self._path(entry), *entry.dropped)
 
     def check(self) -> None:
         """Raises BadInput where there are no pieces, two have one path, or the manifest names none of them."""
@@ -226,7 +232,7 @@ class Pieces:
         path = self._piece(int(first[counts.argmax()]))
         if counts.max() > 1:
             raise BadInput(f"{path}: {counts.max()} pieces have this path; put their folders under one")
-        if self._manifest and not self.labelled:
+        if self._manifest and not any(self._known(entry) for entry in self._journal if entry.piece):
             raise BadInput(f"{self._manifest.name}: none of its paths is that of a piece, such as {self._piece(0)}")
 
     def _piece(self, number: int) -> str:

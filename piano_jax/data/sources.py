@@ -21,6 +21,9 @@ COLUMNS = ("id", "composer", "form", "genre", "period", "performer", "audio_scor
 ARIA_NAMES = {"period": "music_period"}
 LARGEST = 1 << 24  # bytes of a MIDI file; two hours of the densest music have a tenth of it
 TOO_LARGE = f"larger than {LARGEST >> 20} MiB"
+# What stands before an entry of a JSON object, the first or another, inside one, and after the last.
+ENTRY, COLON = {sign: re.compile(rf'\s*{sign}\s*(?=")') for sign in "{,"}, re.compile(r"\s*:\s*(?={)")
+ENTRIES_END = {"{": re.compile(r"\s*{\s*}\s*$"), ",": re.compile(r"\s*}\s*$")}
 BLOCK = 1 << 16  # bytes read at a time; tarfile copies what is left of its block at every read
 
 # A file as it was read, or a line that says why it was not.
@@ -87,15 +90,10 @@ def _entries(stream: io.IOBase) -> Iterator[tuple[str, dict]]:
     text, block, sign, at = "", b"-", "{", 0
     while True:
         try:
-            if not (found := re.compile(rf'\s*{sign}\s*(?=")').match(text, at)):
-                if re.compile(r"\s*}\s*$" if sign == "," else r"\s*{\s*}\s*$").match(text, at) and not block:
-                    return
-                raise ValueError("not an object of objects")
-            key, end = decoder.raw_decode(text, found.end())
-            colon = re.compile(r"\s*:\s*(?={)").match(text, end)
-            if not colon:
-                raise ValueError("not an object of objects")
-            value, end = decoder.raw_decode(text, colon.end())
+            if not block and ENTRIES_END[sign].match(text, at):
+                return
+            key, end = decoder.raw_decode(text, _after(ENTRY[sign], text, at))
+            value, end = decoder.raw_decode(text, _after(COLON, text, end))
         except ValueError:
             if not block:
                 raise
@@ -105,6 +103,12 @@ def _entries(stream: io.IOBase) -> Iterator[tuple[str, dict]]:
             continue
         yield key, value
         sign, at = ",", end
+
+
+def _after(pattern: re.Pattern, text: str, at: int) -> int:
+    if not (found := pattern.match(text, at)):
+        raise ValueError("not an object of objects")
+    return found.end()
 
 
 class Folder:

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 Key, Item, Result = TypeVar("Key"), TypeVar("Item"), TypeVar("Result")
 
 SECONDS, MEMORY = 10.0, 1 << 30  # what an item may take: seconds, bytes
-BATCH_ITEMS, BATCH_BYTES = 16, 1 << 20  # what a worker is sent at a time
+BATCH_ITEMS, BATCH_BYTES = 32, 1 << 20  # what a worker is sent at a time
 # A server that has imported what workers need starts one in milliseconds by forking: it has no threads, and no jax.
 PRELOAD = ["piano_jax.data.journal", "piano_jax.data.pieces", "piano_jax.data.sources"]
 CONTEXT = multiprocessing.get_context("forkserver")

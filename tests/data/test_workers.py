@@ -45,7 +45,7 @@ def test_few_items_are_held():
 
     with Workers(eval, 2) as workers:
         for number, result in workers.map(items()):
-            assert result == number and taken - number <= 6 * 16
+            assert result == number and taken - number <= 6 * 32
         gc.collect()
 
 
@@ -58,7 +58,7 @@ def test_large_items_and_results_pass():
 def test_processes_end_with_the_context():
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Workers(eval, 2) as workers:
-        for number, _ in workers.map((n, "1" if n < 50 else "__import__('time').sleep(9)") for n in range(200)):
+        for number, _ in workers.map((n, "1" if n < 64 else "__import__('time').sleep(9)") for n in range(200)):
             if number == 40:
                 raise KeyboardInterrupt
     assert time.monotonic() - started < 5 and not multiprocessing.active_children()
