@@ -128,9 +128,13 @@ def _notes(data: bytes) -> Notes:
     tempos = score.tempos.numpy() if len(score.tempos) else dict.fromkeys(DEFAULT_TEMPO, np.empty(0, np.int64))
     if (tempos["mspq"] <= 0).any():
         raise ValueError("a tempo of 0")
+    if min(ticks.min(initial=0) for ticks in (tick, tempos["time"])) < 0:
+        raise ValueError("longer than 2^28 ticks")  # in a track without notes, where no coda tells
     changes = [np.concatenate([[first], tempos[name]], dtype=np.int64) for name, first in DEFAULT_TEMPO.items()]
     tempo = TempoMap(*changes, score.tpq)
     start, end = tempo.elapsed(start), tempo.elapsed(end)
+    if (end < start).any():
+        raise ValueError("notes end before they begin")  # found by fuzzing, where times run past those of the codas
     if (end.max() - start[0]) // (1000 * tempo.ticks_per_beat) > LONGEST:
         raise ValueError("longer than a day")
     return Notes(
