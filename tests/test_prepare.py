@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from piano_jax import BadInput, prepare
 from piano_jax.command import run
 from piano_jax.data import Dataset
-from piano_jax.data.shards import Writer
+from piano_jax.data.shards import Writer, new_folder
 from piano_jax.music import Notes, Vocabulary, read_midi, write_midi
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def manifest(pieces) -> str:
     return str(pieces.parent / "manifest.csv")
 
 
-def make(out: Path, *arguments: str | Path) -> Dataset:
+def make(out: Path, *arguments: object) -> Dataset:
     prepare.main([*map(str, arguments), "--out", str(out)])
     return Dataset(out)
 
@@ -73,7 +74,8 @@ def test_ids_labels_and_splits(pieces, manifest, tmp_path, capsys):
 
 
 def test_unreadable_files_are_skipped_counted_and_named(pieces, tmp_path, capsys):
-    skipped = make(tmp_path / "out", "--midi", pieces).manifest["skipped"]
+    dataset = make(tmp_path / "out", "--midi", pieces)
+    skipped = dataset.manifest["skipped"]
     assert skipped["counts"] == {"unreadable": 2, "no notes": 1}
     assert [(file["path"], file["reason"]) for file in skipped["files"]] == [
         ("data/cut.mid", "unreadable"),
@@ -81,6 +83,8 @@ def test_unreadable_files_are_skipped_counted_and_named(pieces, tmp_path, capsys
         ("data/silent.mid", "no notes"),
     ]
     assert all(file["detail"] for file in skipped["files"])
+    with (dataset.path / "skipped.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == skipped["files"]
     assert "data/noise.mid" in capsys.readouterr().out
 
 
@@ -159,6 +163,8 @@ def test_several_sources_and_the_other_vocabulary(pieces, tmp_path):
         ("--midi {root}/pieces --split path:0.5,0.5,0.5", "not a column and three fractions"),
         ("--midi {root}/pieces --split path:nan,0.5,0.5", "not a column and three fractions"),
         ("--midi {root}/pieces --split 0.9,0.1,0", "not a column and three fractions"),
+        ("--midi {root}/pieces --filters heavy", "heavy: no such filters"),
+        ("--midi {root}/pieces --workers 0", "--workers 0: at least one is needed"),
         ("--midi {root}/pieces --vocabulary organ", "invalid choice: 'organ'"),
         ("--midi {root}/pieces --out {root}/pieces", "pieces: exists, and is not an empty folder"),
         ("--midi {root}/pieces --out {root}/manifest.csv", "manifest.csv: exists, and is not an empty folder"),
@@ -192,23 +198,140 @@ def test_full_disk(pieces, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run(lambda: prepare.main(["--midi", str(pieces), "--out", str(tmp_path / "out")]))
     assert stop.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path / 'out'}: No space left on device\n"
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()  # room is made
+    make(tmp_path / "out", "--midi", pieces).verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_interrupted(pieces, tmp_path, monkeypatch):
-    def interrupted(self, *arguments, **counts):
-        raise KeyboardInterrupt
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    monkeypatch.setattr(Writer, "finish", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+
+@pytest.fixture(scope="module")
+def expected(pieces, tmp_path_factory) -> dict[str, bytes]:
+    """What all runs on `pieces` with these arguments must write, here by a single worker and without a break."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "SHARD_TOKENS", 500)
+        out = tmp_path_factory.mktemp("expected") / "out"
+        return contents(make(out, *ARGUMENTS, "--midi", pieces, "--workers", 1).path)
+
+
+ARGUMENTS = ("--filters", "none,max_velocity=64", "--vocabulary", "piano")
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_workers_do_not_enter(pieces, expected, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(prepare, "SHARD_TOKENS", 500)
+    dataset = make(tmp_path / "elsewhere", *ARGUMENTS, "--midi", pieces, "--workers", workers)
+    assert contents(dataset.path) == expected and len(dataset.manifest["shards"]) > 2
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, "finish"])
+def test_interrupted_goes_on(pieces, expected, tmp_path, monkeypatch, at):
+    monkeypatch.setattr(prepare, "SHARD_TOKENS", 500)
+    out, add, added = tmp_path / "out", Writer.add, []
+
+    def interrupted(self, *arguments):
+        added.append(self)
+        if len(added) == at or at == "finish":
+            raise KeyboardInterrupt
+        return add(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "finish" if at == "finish" else "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(out, *ARGUMENTS, "--midi", pieces)
+    assert not out.exists()
+    with pytest.raises(BadInput, match=r"\.out\.partial: begun with other filters: go on with the same, or remove"):
+        make(out, "--vocabulary", "piano", "--midi", pieces)
+    with monkeypatch.context() as patch:
+        added.clear()
+        patch.setattr(Writer, "add", lambda self, *arguments: added.append(1) or add(self, *arguments))
+        assert contents(make(out, *ARGUMENTS, "--midi", pieces, "--workers", 3).path) == expected
+    total = Dataset(out).manifest["counts"]["pieces"]
+    assert len(added) < total if at in (9, "finish") else len(added) <= total  # what was whole is not done again
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("harm", ["flipped", "absent", "torn"])
+def test_what_was_damaged_meanwhile_is_done_again(pieces, expected, tmp_path, monkeypatch, harm):
+    monkeypatch.setattr(prepare, "SHARD_TOKENS", 500)
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(tmp_path / "out", *ARGUMENTS, "--midi", pieces)
+    shard = tmp_path / ".out.partial" / "pieces-00001.arrayrecord"
+    data = shard.read_bytes()
+    if harm == "flipped":
+        shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif harm == "absent":
+        shard.unlink()
+    else:
+        journal = shard.with_name("journal.jsonl")
+        journal.write_bytes(journal.read_bytes()[:-7])
+    assert contents(make(tmp_path / "out", *ARGUMENTS, "--midi", pieces).path) == expected
+
+
+def test_two_at_once(pieces, tmp_path):
+    with new_folder(tmp_path / "out"), pytest.raises(BadInput, match="out: another process is making it"):
         make(tmp_path / "out", "--midi", pieces)
-    assert not list(tmp_path.iterdir())
 
 
-def command(*arguments: str | Path, program: str = "-m piano_jax.prepare") -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+def test_three_kills_at_random_moments(tmp_path):
+    """On an archive of several hundred pieces, in shards of a few, and with another number of workers each time."""
+    random, archive = np.random.default_rng(), tmp_path / "many.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for number in range(600):
+            count, path = 40 + number % 7, tmp_path / "piece.mid"
+            rng = np.random.default_rng(number)
+            time, pitch = np.cumsum(rng.integers(0, 300, count)), rng.integers(30, 90, count)
+            write_midi(Notes(time, rng.integers(50, 900, count), pitch, rng.integers(20, 100, count)), path)
+            tar.add(path, f"top/{number}.mid")
+    patched = "-c from piano_jax import prepare; prepare.SHARD_TOKENS = 500; prepare.main()"
+    once = ("--midi", archive, "--out")
+    assert command(*once, tmp_path / "one", "--workers", 1, program=patched).returncode == 0
+    for number in range(3):
+        line = [*once, tmp_path / "out", "--workers", 1 + number]
+        partial = tmp_path / ".out.partial"
+        process = subprocess.Popen([sys.executable, *patched.split(" ", 1), *map(str, line)], env=environment())
+        target = int(random.integers(10 * number, 10 * number + 25))  # shards
+        while process.poll() is None and len(list(partial.glob("*.arrayrecord"))) < target:
+            sleep(0.002)
+        sleep(random.uniform(0, 0.02))
+        process.kill()
+        process.wait()
+    assert command(*once, tmp_path / "out", program=patched).returncode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many.tar.gz", "one", "out", "piece.mid"]
+
+
+def test_filters_and_duplicates(pieces, tmp_path):
+    root = Path(shutil.copytree(pieces, tmp_path / "pieces"))
+    shutil.copy(root / "data/0/000003_0.mid", root / "data/2/copy.mid")
+    assert make(tmp_path / "all", "--midi", root).manifest["skipped"]["counts"] == {"unreadable": 2, "no notes": 1}
+    dataset = make(tmp_path / "some", "--midi", root, "--filters", "none,max_seconds=7.5")
+    counts = dataset.manifest["skipped"]["counts"]
+    assert counts["max_seconds"] == (Dataset(tmp_path / "all").seconds > 7.5).sum() > 0
+    assert counts["max_seconds"] + counts.get("duplicate", 0) + len(dataset) == 13
+    dataset = make(tmp_path / "light", "--midi", root, "--filters", "light,min_seconds=off,min_duration_entropy=off")
+    with (dataset.path / "skipped.csv").open(newline="") as file:
+        by_path = {row["path"]: row for row in csv.DictReader(file)}
+    assert by_path["data/2/copy.mid"]["reason"] == "duplicate" and "data/0/000003_0.mid" not in by_path
+
+
+def test_report(pieces, manifest, tmp_path):
+    page = (make(tmp_path / "out", "--midi", pieces, "--labels", manifest).path / "report.html").read_text()
+    assert "12 pieces" in page and "composer 1" in page and page.count("<figure>") == 5
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+def command(*arguments: object, program: str = "-m piano_jax.prepare") -> subprocess.CompletedProcess:
     line = [sys.executable, *program.split(" ", 1), *map(str, arguments)]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
 
 
 def test_killed_leaves_nothing_under_the_final_name(pieces, tmp_path):

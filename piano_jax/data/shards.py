@@ -2,31 +2,36 @@
 
 A record is a piece's token ids as little-endian uint16, pieces in the order of input. `pieces.npz` holds `offsets`
 (where pieces begin, laid end to end, and one past the last), `notes`, `seconds` and `split` (an index into the names in
-`dataset.json`, -1 for none): a split is a label of a piece, and no shard knows it.
+`dataset.json`, -1 for none): a split is a label of a piece, and no shard knows it. `skipped.csv` lists the files that
+are no pieces, and why.
 """
 
 import contextlib
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
-import tempfile
+import shutil
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from jaxtyping import Int8, Int64, UInt16
+from jaxtyping import Float32, Int8, Int32, Int64, UInt16
 
 from piano_jax import BadInput
 from piano_jax.music import Vocabulary
 
 FORMAT = 1
-MANIFEST, INDEX, LABELS = "dataset.json", "pieces.npz", "labels.csv"
+MANIFEST, INDEX, LABELS, SKIPPED = "dataset.json", "pieces.npz", "labels.csv", "skipped.csv"
+JOURNAL = "journal.jsonl"  # only in an unfinished dataset; its first line says what is being made
+EXAMPLES = 5  # of the files that were skipped, how many the manifest names for each reason
 SHARD_TOKENS = 1 << 26
 # Measured on the shared corpus, one core: 1.41 bytes a token at 135 M tokens/s read at random; uncompressed 2.01 and
 # 268, zstd:1 1.52 and 155, brotli:3 1.45 and 58.
@@ -34,37 +39,70 @@ WRITER = "group_size:1,zstd:3"
 READER = "readahead_buffer_size:0,max_parallelism:0"
 
 
-def _checksum(file: Path) -> dict:
+def checksum(file: Path) -> dict:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, beside `path`; it takes that name when the block ends well, and vanishes when it does not.
+def new_folder(path: Path, arguments: dict | None = None) -> Iterator[Path]:
+    """A hidden folder to fill, beside `path`, which takes that name when the block ends well.
+
+    When it does not, the folder vanishes; but with `arguments`, and unless bad input is why, it stays for the next
+    block with the same ones to go on from, which finds them in the JOURNAL's first line.
 
     Raises:
-        BadInput: something is there already, or stands where its parent folder should.
+        BadInput: something is there already, or stands where its parent folder should, another process is at it, or
+            it was begun with other arguments.
         OSError: the disk is full.
     """
     path = path.absolute()
     check_free(path)
+    folder = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise BadInput(f"{path.parent}: not a folder") from error
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as unfinished:
-        folder = Path(unfinished) / path.name
-        folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(f"{path}: another process is making it") from error
+        check_free(path)
+        _begin(folder, arguments)
         try:
             yield folder
-        except (OSError, RuntimeError) as error:  # ArrayRecord says it in the words of a RuntimeError
-            for code in (errno.ENOSPC, errno.EDQUOT):
-                if os.strerror(code) in str(error):
+            check_free(path)
+        except BaseException as error:
+            if arguments is None or isinstance(error, BadInput):
+                shutil.rmtree(folder)
+            for code in (errno.ENOSPC, errno.EDQUOT):  # ArrayRecord says it in the words of a RuntimeError
+                if isinstance(error, OSError | RuntimeError) and os.strerror(code) in str(error):
                     raise OSError(code, os.strerror(code), str(path)) from error
             raise
-        check_free(path)
+        (folder / JOURNAL).unlink(missing_ok=True)
         folder.rename(path)
+    finally:
+        os.close(handle)
+
+
+def _begin(folder: Path, arguments: dict | None) -> None:
+    """Leaves in the folder what was begun with the same arguments, or nothing but a new journal."""
+    journal, begun = folder / JOURNAL, json.dumps(arguments).encode() + b"\n"
+    if journal.exists():
+        with journal.open("rb") as file:
+            first = file.readline()
+        if first == begun:
+            return
+        if arguments and first.endswith(b"\n"):
+            found = json.loads(first)
+            changed = ", ".join(key for key in arguments if found.get(key) != arguments[key])
+            raise BadInput(f"{folder}: begun with other {changed}: go on with the same, or remove this folder")
+    for file in folder.iterdir():
+        file.unlink()
+    if arguments:
+        journal.write_bytes(begun)
 
 
 def check_free(path: Path) -> None:
@@ -75,46 +113,82 @@ def check_free(path: Path) -> None:
 
 
 class Writer:
-    """Fills a new folder with a dataset: `add` a piece at a time, then `finish`."""
+    """Fills a new folder with a dataset: `add` a piece at a time, then `finish`.
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, shard_tokens: int = SHARD_TOKENS):
+    One that goes on starts from the whole `shards` and the (tokens, notes, seconds) of the `pieces` in them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vocabulary: Vocabulary,
+        shard_tokens: int = SHARD_TOKENS,
+        shards: Sequence[dict] = (),
+        pieces: Iterable[tuple[int, int, float]] = (),
+    ):
         self._folder, self._vocabulary, self._shard_tokens = folder, vocabulary, shard_tokens
-        self._shards: list[dict] = []
+        self._shards = list(shards)
         self._records: ArrayRecordWriter | None = None
-        self._room = 0
-        self._lengths: list[int] = []
-        self._notes: list[int] = []
-        self._seconds: list[float] = []
+        self._room = self._pieces = 0
+        self._lengths, self._notes, self._seconds = array("q"), array("i"), array("f")
+        for piece in pieces:
+            self._append(*piece)
 
-    def add(self, ids: UInt16[np.ndarray, "T"], notes: int, seconds: float) -> None:
-        if self._room <= 0:
-            self._close_shard()
-            self._shards.append({"name": f"pieces-{len(self._shards):05d}.arrayrecord", "pieces": 0})
-            self._records = ArrayRecordWriter(str(self._folder / self._shards[-1]["name"]), WRITER)
-            self._room = self._shard_tokens
-        self._records.write(ids.astype("<u2").tobytes())  # type: ignore[union-attr]
-        self._room -= len(ids)
-        self._shards[-1]["pieces"] += 1
-        self._lengths.append(len(ids))
+    def _append(self, length: int, notes: int, seconds: float) -> None:
+        self._lengths.append(length)
         self._notes.append(notes)
         self._seconds.append(seconds)
+
+    @property
+    def notes(self) -> Int32[np.ndarray, "N"]:
+        return np.array(self._notes, np.int32)
+
+    @property
+    def seconds(self) -> Float32[np.ndarray, "N"]:
+        return np.array(self._seconds, np.float32)
+
+    def add(self, ids: UInt16[np.ndarray, "T"], notes: int, seconds: float) -> dict | None:
+        """Writes a piece; returns the shard's entry in the manifest if that made it whole."""
+        if self._records is None:
+            self._records = ArrayRecordWriter(str(self._folder / self._name), WRITER)
+            self._room = self._shard_tokens
+        self._records.write(ids.astype("<u2").tobytes())
+        self._append(len(ids), notes, seconds)
+        self._room -= len(ids)
+        self._pieces += 1
+        return self._close_shard() if self._room <= 0 else None
 
     def finish(
         self,
         columns: Sequence[str],
-        labels: Sequence[tuple[str, ...]],
+        labels: Iterable[tuple[str, ...]],
         splits: Sequence[str],
         split: Int8[np.ndarray, "N"],
         arguments: dict,
-        skipped: Sequence[dict[str, str]],
+        skipped: Iterable[tuple[str, str, str]],
     ) -> dict:
-        """Writes all that stands beside the shards; `labels` are rows of `columns`, whose first is path."""
+        """Writes all that stands beside the shards; `labels` are rows of `columns`, `skipped` of path, reason,
+        detail."""
         self._close_shard()
-        notes, seconds = np.array(self._notes, np.int32), np.array(self._seconds, np.float32)
-        offsets = np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)])
+        notes, seconds = self.notes, self.seconds
+        offsets = np.concatenate([[0], np.cumsum(np.array(self._lengths, np.int64))])
         np.savez(self._folder / INDEX, offsets=offsets, notes=notes, seconds=seconds, split=split)
-        with (self._folder / LABELS).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([columns, *labels])
+        with (self._folder / LABELS).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(labels)
+
+        reasons: Counter[str] = Counter()
+        examples = []
+        with (self._folder / SKIPPED).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = csv.DictWriter(file, ("path", "reason", "detail"), lineterminator="\n")
+            table.writeheader()
+            for row in skipped:
+                entry = dict(zip(table.fieldnames, row, strict=True))
+                table.writerow(entry)
+                reasons[entry["reason"]] += 1
+                if reasons[entry["reason"]] <= EXAMPLES:
+                    examples.append(entry)
 
         def counts(of: np.ndarray) -> dict:
             return {
@@ -129,18 +203,27 @@ class Writer:
             "vocabulary": {"name": self._vocabulary.name, "sha256": self._vocabulary.fingerprint},
             "counts": counts(np.ones(len(notes), bool)),
             "splits": {name: counts(split == index) for index, name in enumerate(splits)},
-            "shards": [shard | _checksum(self._folder / shard["name"]) for shard in self._shards],
-            "files": {name: _checksum(self._folder / name) for name in (INDEX, LABELS)},
+            "shards": self._shards,
+            "files": {name: checksum(self._folder / name) for name in (INDEX, LABELS, SKIPPED)},
             "arguments": arguments,
-            "skipped": {"counts": Counter(file["reason"] for file in skipped), "files": skipped},
+            "skipped": {"counts": reasons, "files": examples},
         }
-        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (self._folder / MANIFEST).write_text(
+            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8", "surrogateescape"
+        )
         return manifest
 
-    def _close_shard(self) -> None:
-        if self._records is not None:
-            self._records.close()
-            self._records = None
+    @property
+    def _name(self) -> str:
+        return f"pieces-{len(self._shards):05d}.arrayrecord"
+
+    def _close_shard(self) -> dict | None:
+        if self._records is None:
+            return None
+        self._records.close()
+        name, pieces, self._records, self._pieces = self._name, self._pieces, None, 0
+        self._shards.append({"name": name, "pieces": pieces} | checksum(self._folder / name))
+        return self._shards[-1]
 
 
 class Dataset:
@@ -236,5 +319,5 @@ class Dataset:
             BadInput: naming the first file that is not as it was written.
         """
         for file, expected in self._files.items():
-            if _checksum(self.path / file)["sha256"] != expected["sha256"]:
+            if checksum(self.path / file)["sha256"] != expected["sha256"]:
                 raise BadInput(f"{self.path / file}: damaged (its checksum is another)")

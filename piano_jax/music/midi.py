@@ -21,6 +21,8 @@ from piano_jax.music.notes import DRUM, INSTRUMENTS, PIANO, Notes, presses
 ON, PROGRAM = 0x90, 0xC0  # a note on, a change of program
 SUSTAIN, DRUM_CHANNEL, CHANNELS, PITCHES = 64, 9, 16, 128
 FOREVER = (1 << 28) - 1  # the longest delta time that a MIDI file can say, in ticks
+LONGEST = 24 * 3600 * 1000  # milliseconds of a piece; longer ones are damaged
+MOST_CODAS = 1 << 28  # bytes of codas that a file may need
 END_OF_TRACK = b"\xff\x2f\x00"
 DEFAULT_TEMPO = {"time": 0, "mspq": 500_000}
 DROPPED = 255
@@ -91,6 +93,8 @@ def _notes(data: bytes) -> Notes:
         tracks, labels, programs = _labelled(score, channels)
         columns = _columns([track.notes for track in tracks], labels, "time", "duration", "pitch", "velocity")
         never = columns[1] >= FOREVER
+        if min(column.min(initial=0) for column in columns[:2]) < 0 or columns[0].max(initial=0) > 2 * FOREVER:
+            raise ValueError("longer than 2^28 ticks")  # so that its end is no longer told from the codas
         left_open = columns[4][never] * PITCHES + columns[2][never]
         # Where the releases only just sufficed, there may have been more to release.
         if len(programs) and (not len(left_open) or np.unique(left_open, return_counts=True)[1].max() < rounds):
@@ -125,9 +129,17 @@ def _notes(data: bytes) -> Notes:
             pedal = np.concatenate([pedal, of_index])
 
     tempos = score.tempos.numpy() if len(score.tempos) else dict.fromkeys(DEFAULT_TEMPO, np.empty(0, np.int64))
+    if (tempos["mspq"] <= 0).any():
+        raise ValueError("a tempo of 0")
+    if min(ticks.min(initial=0) for ticks in (tick, tempos["time"])) < 0:
+        raise ValueError("longer than 2^28 ticks")  # in a track without notes, where no coda tells
     changes = [np.concatenate([[first], tempos[name]], dtype=np.int64) for name, first in DEFAULT_TEMPO.items()]
     tempo = TempoMap(*changes, score.tpq)
     start, end = tempo.elapsed(start), tempo.elapsed(end)
+    if (end < start).any():
+        raise ValueError("notes end before they begin")  # found by fuzzing, where times run past those of the codas
+    if (end.max() - start[0]) // (1000 * tempo.ticks_per_beat) > LONGEST:
+        raise ValueError("longer than a day")
     return Notes(
         onset=tempo.milliseconds(start - start[0]),
         duration=tempo.milliseconds(end - start),
@@ -203,6 +215,10 @@ def _with_codas(data: bytes, rounds: int, channels: tuple[int, ...]) -> bytes:
     """Appends a coda to each track of a MIDI file. Raises ValueError."""
     if data[:4] != b"MThd" or len(data) < 14:
         raise ValueError("not a MIDI file")
+    ticks_per_beat = struct.unpack(">h", data[12:14])[0]
+    if ticks_per_beat <= 0:
+        raise ValueError("time in frames of SMPTE, not in beats" if ticks_per_beat else "0 ticks a beat")
+    coda = _coda(rounds, channels)
     position, tracks = 8 + struct.unpack(">I", data[4:8])[0], []
     while position + 8 <= len(data):
         kind, length = struct.unpack(">4sI", data[position : position + 8])
@@ -213,7 +229,9 @@ def _with_codas(data: bytes, rounds: int, channels: tuple[int, ...]) -> bytes:
             events = data[position : position + length]
             # What stays before the coda is a delta time, which the coda's first event takes up.
             events = events.removesuffix(END_OF_TRACK) if events.endswith(END_OF_TRACK) else events + b"\x00"
-            events += _coda(rounds, channels)
+            if len(coda) * (len(tracks) + 1) > MOST_CODAS:
+                raise ValueError("too many tracks, of too many open notes")
+            events += coda
             tracks.append(struct.pack(">4sI", kind, len(events)) + events)
         position += length
     if len(tracks) < struct.unpack(">H", data[10:12])[0]:

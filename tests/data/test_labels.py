@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from piano_jax import BadInput
-from piano_jax.data.labels import Manifest, drawn_split, given_split
+from piano_jax.data.labels import Manifest, Table, drawn_split, given_split
 
 
 def test_manifest(tmp_path):
@@ -21,7 +21,7 @@ def test_manifest(tmp_path):
         (b"", "a manifest needs a `path` column"),
         (b"file,composer\na.mid,bach\n", "a manifest needs a `path` column"),
         (b"path,composer\na.mid\n", "line 2: 1 values under 2 columns"),
-        (b"path,composer\na.mid,bach\na.mid,bach\n", "line 3: a.mid for the second time"),
+        (b"path,composer\na.mid,bach\na.mid,bach\n", "a.mid is there more than once"),
         (b"path,composer\n\xff\xfe,bach\n", "not a CSV file"),
         (b'path,composer\n"a.mid,bach\n', "not a CSV file"),
     ],
@@ -35,6 +35,17 @@ def test_bad_manifest(tmp_path, content, complaint):
 def test_absent_manifest(tmp_path):
     with pytest.raises(BadInput, match=r"none\.csv: No such file"):
         Manifest(str(tmp_path / "none.csv"))
+
+
+def test_table_is_a_dict():
+    table, plain = Table(), {}
+    for number in range(1000):
+        key, row = f"key {number * number % 700}", (f"{number}", "é\0\n" * (number % 3))
+        table.add(key, row)
+        plain[key] = row
+    assert all(table.get(key) == row for key, row in plain.items()) and table.get("key") is None
+    assert set(table.repeated()) and len(table) == 1000
+    assert Table().get("key") is None and not Table().repeated()
 
 
 def test_given_split_puts_the_usual_names_first():
