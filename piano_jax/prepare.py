@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int8, Int64
+from jaxtyping import Int8, Int32, Int64
 
 from piano_jax import BadInput
 from piano_jax.command import Parser, progress, run
@@ -22,7 +22,7 @@ from piano_jax.data.shards import MANIFEST, SHARD_TOKENS, SKIPPED, Writer, check
 from piano_jax.data.sources import COLUMNS, Archive, Content, Folder, open_source
 from piano_jax.data.workers import Workers
 from piano_jax.music import Vocabulary
-from piano_jax.music.filters import NONE, parse_thresholds
+from piano_jax.music.filters import NONE, near_duplicates, parse_thresholds
 
 EPILOG = """\
 example:
@@ -46,8 +46,10 @@ what is written to --out, a new folder that appears only when whole:
   dataset.json          counts, checksums, and how many files were skipped for each reason, with examples
 """
 GROUPS, SHARES = ("piece_id", "id", "path"), (0.9, 0.1, 0.0)
+NO_SPLIT, NEAR_DUPLICATE = -1, "near-duplicate"
 NAMED = 10  # how many skipped files the summary names
-DECISIVE = ("midi", "labels", "vocabulary", "split", "filters")  # the arguments that decide what is written
+# The arguments that decide what is written.
+DECISIVE = ("midi", "labels", "vocabulary", "split", "filters", "near_duplicates")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -87,6 +89,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "where there are any, exact duplicates go too",
     )
     parser.add_argument(
+        "--near-duplicates",
+        action="store_true",
+        help="look for recordings that are there twice, transcribed again or cut short: of each such pair the one with "
+        "fewer notes is left out of every split, and listed in skipped.csv",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -113,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise BadInput(f"{options.out}: shards are written to local disks: gcloud storage cp -r takes them there")
     if options.workers < 1:
         raise BadInput(f"--workers {options.workers}: at least one is needed")
-    out, reader = Path(options.out), Reader(options.vocabulary, parse_thresholds(options.filters))
+    out = Path(options.out)
+    reader = Reader(options.vocabulary, parse_thresholds(options.filters), options.near_duplicates)
     check_free(out)
     sources = [open_source(path) for path in options.midi]
     manifest = Manifest(options.labels) if options.labels else None
@@ -129,8 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pieces = Pieces(sources, manifest, journal)
         pieces.check()
         splits, split = split_pieces(pieces, options.split)
+        copies = nearly_copied(journal, writer.notes) if options.near_duplicates else {}
+        split[list(copies)] = NO_SPLIT
         write_report(folder, writer.notes, writer.seconds, tally, pieces.columns, pieces.labels)
-        dataset = writer.finish(pieces.columns, pieces.labels(), splits, split, decisive, pieces.skipped())
+        dataset = writer.finish(pieces.columns, pieces.labels(), splits, split, decisive, pieces.skipped(copies))
     summarise(dataset, time.monotonic() - started, done)
     if manifest:
         print(
@@ -175,11 +186,21 @@ def fill(
             if isinstance(result, Dropped):
                 journal.add(Entry(source, name, None, result))
                 continue
-            journal.add(Entry(source, name, (len(result.ids), result.notes, result.seconds, result.digest)))
+            counts = len(result.ids), result.notes, result.seconds, result.digest
+            drawn = None if result.sketch is None else result.sketch.tobytes().hex()
+            journal.add(Entry(source, name, counts, sketch=drawn))
             tally += result.tally
             if shard := writer.add(result.ids, result.notes, result.seconds):
                 journal.seal(shard, tally.tolist())
     return count, tally
+
+
+def nearly_copied(journal: Journal, notes: Int32[np.ndarray, "N"]) -> dict[int, tuple[int, float]]:
+    """Of every two pieces that are nearly the same recording the one with fewer notes: the other, their similarity."""
+    sketches = [np.frombuffer(bytes.fromhex(entry.sketch), np.uint64) for entry in journal if entry.piece]
+    pairs = near_duplicates(np.stack(sketches))
+    ordered = (((a, b) if notes[a] < notes[b] else (b, a), alike) for a, b, alike in pairs)
+    return {fewer: (more, alike) for (fewer, more), alike in ordered}
 
 
 class Pieces:
@@ -213,13 +234,15 @@ class Pieces:
                 self.labelled += known is not None
                 yield (self._path(entry), *(known or ("",) * (len(self.columns) - 1)))
 
-    def skipped(self) -> Iterator[tuple[str, str, str]]:
-        """Path, reason and detail of every other file."""
+    def skipped(self, copies: dict[int, tuple[int, float]] | None = None) -> Iterator[tuple[str, str, str]]:
+        """Path, reason and detail of every other file, and of the pieces that are in no split for being copies."""
         self.named = 0
         for entry in self._journal:
             if entry.dropped:
                 self.named += self._known(entry) is not None
                 yield (self._path(entry), *entry.dropped)
+        for piece, (other, alike) in sorted((copies or {}).items()):
+            yield self._piece(piece), NEAR_DUPLICATE, f"nearly {self._piece(other)}, similarity {alike:.2f}"
 
     def check(self) -> None:
         """Raises BadInput where there are no pieces, two have one path, or the manifest names none of them."""

@@ -16,6 +16,7 @@ from piano_jax.command import run
 from piano_jax.data import Dataset
 from piano_jax.data.shards import Writer, new_folder
 from piano_jax.music import Notes, Vocabulary, read_midi, write_midi
+from piano_jax.music.performances import performance
 
 ROOT = Path(__file__).parents[1]
 
@@ -318,6 +319,32 @@ def test_filters_and_duplicates(pieces, tmp_path):
     with (dataset.path / "skipped.csv").open(newline="") as file:
         by_path = {row["path"]: row for row in csv.DictReader(file)}
     assert by_path["data/2/copy.mid"]["reason"] == "duplicate" and "data/0/000003_0.mid" not in by_path
+
+
+def test_near_duplicates_are_in_no_split(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "midi").mkdir()
+    for seed in range(4):
+        write_midi(performance(seed), tmp_path / f"midi/{seed}.mid")
+    whole = performance(2)
+    heard = rng.random(len(whole)) < 0.97
+    heard[len(whole) * 3 // 5 :] = False  # the first three fifths, transcribed again
+    onset = whole.onset[heard] + rng.integers(-15, 16, heard.sum())
+    order = np.argsort(onset)
+    columns = (x[heard][order] for x in (whole.duration, whole.pitch, whole.velocity))
+    write_midi(Notes(onset[order] - onset.min(), *columns), tmp_path / "midi/1-copy.mid")
+
+    plain = make(tmp_path / "plain", "--midi", tmp_path / "midi")
+    assert sum(counts["pieces"] for counts in plain.manifest["splits"].values()) == 5
+    for workers in (1, 2):
+        out = tmp_path / f"with{workers}"
+        dataset = make(out, "--midi", tmp_path / "midi", "--near-duplicates", "--workers", workers)
+        copy = [row["path"] for row in labels(dataset)].index("1-copy.mid")
+        in_splits = np.concatenate([dataset.split(name) for name in dataset.manifest["splits"]])
+        assert sorted(in_splits) == [piece for piece in range(5) if piece != copy]
+        (row,) = csv.DictReader((out / "skipped.csv").open())
+        assert (row["path"], row["reason"]) == ("1-copy.mid", "near-duplicate") and "nearly 2.mid" in row["detail"]
+    assert contents(tmp_path / "with1") == contents(tmp_path / "with2")
 
 
 def test_report(pieces, manifest, tmp_path):

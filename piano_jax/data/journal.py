@@ -15,6 +15,7 @@ class Entry(NamedTuple):
     name: str
     piece: tuple[int, int, float, int] | None  # tokens, notes, seconds, digest
     dropped: tuple[str, str] | None = None  # reason, detail
+    sketch: str | None = None  # in hexadecimal
 
 
 class Journal:
