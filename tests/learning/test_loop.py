@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def losses(workdir: Path, group: str = "train") -> dict[int, float]:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    whole, _, _ = (workdir / "metrics.jsonl").read_text().rpartition("\n")  # a run may be writing another line
+    lines = [json.loads(line) for line in whole.splitlines()]
     found = [(line["step"], line["loss"]) for line in lines if line["group"] == group]
     assert len(found) == len(dict(found)), "a step is written twice"
     return dict(found)
