@@ -241,8 +241,12 @@ class Pieces:
             if entry.dropped:
                 self.named += self._known(entry) is not None
                 yield (self._path(entry), *entry.dropped)
-        for piece, (other, alike) in sorted((copies or {}).items()):
-            yield self._piece(piece), NEAR_DUPLICATE, f"nearly {self._piece(other)}, similarity {alike:.2f}"
+        copies = copies or {}
+        wanted = copies.keys() | {other for other, _ in copies.values()}
+        entries = enumerate(entry for entry in self._journal if entry.piece) if copies else ()
+        path = {piece: self._path(entry) for piece, entry in entries if piece in wanted}
+        for piece, (other, alike) in sorted(copies.items()):
+            yield path[piece], NEAR_DUPLICATE, f"nearly {path[other]}, similarity {alike:.2f}"
 
     def check(self) -> None:
         """Raises BadInput where there are no pieces, two have one path, or the manifest names none of them."""

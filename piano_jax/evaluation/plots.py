@@ -1,10 +1,13 @@
 """Pictures of a run."""
 
+import io
 import json
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+
+from piano_jax import write_whole
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,7 +40,8 @@ def plot_losses(workdir: str) -> Path:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     path = Path(workdir) / "loss.png"
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
     plt.close(figure)
-    return temporary.replace(path)
+    write_whole(path, drawn.getvalue())
+    return path

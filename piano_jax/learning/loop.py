@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from piano_jax import BadInput
+from piano_jax import BadInput, write_whole
 from piano_jax.command import progress
 from piano_jax.data import Dataset, EvaluationRows, Labelled, PretrainingRows
 from piano_jax.data.batches import batches
@@ -70,10 +70,7 @@ def check_owner(workdir: str, run: dict) -> None:
 def claim(workdir: str, run: dict) -> None:
     """Makes `workdir` that of this run."""
     if jax.process_index() == 0:
-        path = epath.Path(workdir) / CONFIG
-        temporary = path.parent / f".{CONFIG}.partial"
-        temporary.write_text(json.dumps(run, indent=1) + "\n")
-        temporary.replace(path)
+        write_whole(epath.Path(workdir) / CONFIG, (json.dumps(run, indent=1) + "\n").encode())
 
 
 def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:

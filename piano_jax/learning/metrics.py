@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
+from piano_jax import write_whole
 from piano_jax.model.mesh import peak_flops
 from piano_jax.model.transformer import TransformerConfig
 
@@ -60,9 +61,7 @@ class Writer:
         path = epath.Path(workdir)
         lines = (path / LINES).read_text().splitlines() if (path / LINES).exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
-        temporary = path / f".{LINES}.partial"
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path / LINES)
+        write_whole(path / LINES, "".join(f"{line}\n" for line in kept).encode())
         self._lines = (path / LINES).open("a")
         self._board = SummaryWriter(os.fspath(path / "tensorboard"), purge_step=step, flush_secs=10)
 

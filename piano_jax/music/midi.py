@@ -15,7 +15,7 @@ import numpy as np
 import symusic
 from jaxtyping import Int64, Shaped
 
-from piano_jax import BadInput
+from piano_jax import BadInput, write_whole
 from piano_jax.music.notes import DRUM, INSTRUMENTS, PIANO, Notes, presses
 
 ON, PROGRAM = 0x90, 0xC0  # a note on, a change of program
@@ -66,7 +66,6 @@ def read_midi(source: str | Path | bytes) -> Notes:
 
 def write_midi(notes: Notes, path: str | Path) -> None:
     """Writes a MIDI file of one tick a millisecond, whole or not at all."""
-    path = Path(path)
     score = symusic.Score(500)
     score.tempos.append(symusic.Tempo(0, mspq=500_000))
     for index in np.union1d(notes.ensemble, PIANO):
@@ -80,9 +79,7 @@ def write_midi(notes: Notes, path: str | Path) -> None:
             edges, value = notes.pedal.reshape(-1), np.tile(np.array([127, 0], np.uint8), len(notes.pedal))
             track.controls = symusic.ControlChange.from_numpy(edges, np.full(len(edges), SUSTAIN, np.uint8), value)
         score.tracks.append(track)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(score.dumps_midi())
-    temporary.replace(path)
+    write_whole(Path(path), score.dumps_midi())
 
 
 def _notes(data: bytes) -> Notes:
