@@ -21,6 +21,7 @@ def get_config(size: str = "small") -> ConfigDict:
         raise BadInput(f"{size}: no such size (there are {', '.join(STEPS)})")
     return ConfigDict(
         {
+            "phase": "pretrain",
             "seed": 0,
             "vocabulary": "aria",
             "model": {"size": size, "dtype": "bfloat16", "remat": "full", "unroll": 1},

@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     """The config; every value can be changed by --config.KEY=VALUE."""
     return ConfigDict(
         {
+            "phase": "pretrain",
             "seed": 0,
             "vocabulary": "piano",
             "model": {"size": "smoke", "dtype": "float32", "remat": "none", "unroll": 3},

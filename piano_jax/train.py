@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     picture = plot_losses(options.workdir)
-    print(f"validation loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%}")
+    print("validation " + ", ".join(f"{name} {value:.4f}" for name, value in found.items() if "/" not in name))
     print(f"checkpoint   {options.workdir}/checkpoints/{config.steps}")
     print(f"curves       {picture}, or tensorboard --logdir {options.workdir}")
     return 0

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from piano_jax.learning import optimizer
-from piano_jax.learning.loop import model_config
-from piano_jax.music import Vocabulary
+from piano_jax.learning.phases import model_config
 from piano_jax.train import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +24,7 @@ def test_all_are_tested():
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_config_is_whole(spec):
     config = read_config(str(ROOT / "configs" / spec), [])
-    model = model_config(config, Vocabulary(config.vocabulary))
+    model = model_config(config)
     assert model.context >= config.length and config.batch % config.accumulate == 0
     optimizer.schedule(steps=config.steps, **config.schedule)
     shape = {"model.d_model", "model.layers", "model.ff_width", "model.context"}

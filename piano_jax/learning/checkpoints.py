@@ -4,19 +4,24 @@ A work directory holds `checkpoints/STEP/{weights,optimizer,run}`; `run` is a sm
 number of batches learnt from, and of the config. A step's folder takes its name only when it is whole.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from piano_jax import BadInput
+from piano_jax.learning.phases import model_config
 from piano_jax.learning.step import TrainState
+from piano_jax.music import Vocabulary
 
 FOLDER = "checkpoints"
 
@@ -59,7 +64,8 @@ class Checkpoints:
             "weights": ocp.args.StandardRestore(like.weights),
             "optimizer": ocp.args.StandardRestore(like.optimizer),
         }
-        _check_fit(self.path / str(step), like.weights)
+        folder = self.path / str(step)
+        _check_fit(folder, _stored_shapes(folder), _shapes(like.weights))
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         position = jax.device_put(np.int32(step), like.step.sharding)
         return TrainState(position, restored["weights"], restored["optimizer"])
@@ -83,24 +89,79 @@ def find(checkpoint: str) -> epath.Path:
     return folder / str(max(steps))
 
 
+def read_config(checkpoint: str) -> ConfigDict:
+    """The config of the run that a checkpoint is of. Raises BadInput."""
+    path = find(checkpoint) / "run/metadata"
+    if not path.exists():
+        raise BadInput(f"{checkpoint}: does not say of which run it is")
+    return ConfigDict(json.loads(path.read_text())["config"])
+
+
 def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:
     """The weights of a checkpoint, in the shapes and shardings of `like`. Raises BadInput where they do not fit."""
     folder = find(checkpoint)
-    _check_fit(folder, like)
+    _check_fit(folder, _stored_shapes(folder), _shapes(like))
+    return _restore(folder, like)
+
+
+def start_from(checkpoint: str, fresh: nnx.State, config: ConfigDict) -> nnx.State:
+    """The fresh weights of a config's model, replaced by a checkpoint's wherever both models have them.
+
+    A head of another kind or size is left out, what the checkpoint lacks stays fresh, and rows of the vocabulary's
+    tables go where their tokens stand in this one; each is said in a line. Raises BadInput where a layer does not fit.
+    """
+    folder, theirs = find(checkpoint), read_config(checkpoint)
+    old, new = model_config(theirs), model_config(config)
+    ours = {".".join(path): (path, leaf) for path, leaf in nnx.to_flat_state(fresh)}
+    stored, wanted = _stored_shapes(folder), {name: leaf.shape for name, (_, leaf) in ours.items()}
+    same_head = (old.gives_logits and new.gives_logits) or (old.head, old.head_size) == (new.head, new.head_size)
+    taken = {name for name in stored.keys() & wanted.keys() if same_head or name != "head_table"}
+    for name in sorted(stored.keys() - taken):
+        print(f"{checkpoint}: leaves out {name} (head {old.head})")
+    for name in sorted(wanted.keys() - taken):
+        print(f"{checkpoint}: has no {name} (head {new.head}), which starts fresh")
+
+    by_token = set()
+    if old.vocabulary_size != new.vocabulary_size:
+        source = Vocabulary(config.vocabulary).places_in(Vocabulary(theirs.vocabulary))
+        known = f"{np.count_nonzero(source >= 0):,} of {len(source):,} tokens"
+        print(f"{checkpoint}: of the vocabulary {theirs.vocabulary}, which knows {known} of {config.vocabulary}")
+        by_token = taken & ({"token_table", "head_table"} if new.gives_logits else {"token_table"})
+    fixed = taken - by_token
+    _check_fit(folder, {name: stored[name] for name in fixed}, {name: wanted[name] for name in fixed})
+
+    def like(name: str) -> tuple[tuple[str, ...], nnx.Variable]:
+        path, leaf = ours[name]
+        return path, leaf.replace(jax.ShapeDtypeStruct(stored[name], leaf.dtype, sharding=leaf[...].sharding))
+
+    found = dict(nnx.to_flat_state(_restore(folder, nnx.from_flat_state([like(name) for name in sorted(taken)]))))
+    for name in by_token:
+        path, leaf = ours[name]
+        rows = found[path][...].at[np.maximum(source, 0)].get(out_sharding=leaf[...].sharding)
+        found[path] = leaf.replace(jnp.where(source[:, None] >= 0, rows, leaf[...]))
+    return nnx.from_flat_state([(path, found.get(path, leaf)) for path, leaf in ours.values()])
+
+
+def _restore(folder: epath.Path, like: nnx.State) -> nnx.State:
+    """Those weights of a checkpoint that `like` has, in its shapes and shardings."""
+    how = ocp.checkpoint_utils.construct_restore_args(like)
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(folder / "weights", ocp.args.PyTreeRestore(like, how, partial_restore=True))
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Shapes of weights by name, whether "value" is an attribute of a parameter or a key that was stored."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path[:-1], simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+
+def _stored_shapes(folder: epath.Path) -> dict[str, tuple[int, ...]]:
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(folder / "weights", like)
+        return _shapes(reader.metadata(folder / "weights").item_metadata.tree)
 
 
-def _check_fit(folder: epath.Path, like: nnx.State) -> None:
-    """Raises BadInput where a checkpoint's weights have other names or shapes than `like`."""
-
-    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        # Whether "value" is an attribute of a parameter or a key that was stored, it is one name here.
-        return {jax.tree_util.keystr(path[:-1], simple=True, separator="."): leaf.shape for path, leaf in leaves}
-
-    with ocp.StandardCheckpointer() as reader:
-        stored, wanted = shapes(reader.metadata(folder / "weights").item_metadata.tree), shapes(like)
+def _check_fit(folder: epath.Path, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raises BadInput where a checkpoint's weights have other names or shapes than those wanted."""
     for name in sorted(stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):
             has, wants = (f"shape {shape}" if shape else "no place" for shape in (stored.get(name), wanted.get(name)))

@@ -6,6 +6,7 @@ saved was learnt from exactly `step` batches, and the devices never wait for a n
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import time
@@ -20,31 +21,20 @@ from ml_collections import ConfigDict
 
 from piano_jax import BadInput, write_whole
 from piano_jax.command import progress
-from piano_jax.data import Dataset, EvaluationRows, Labelled, PretrainingRows
+from piano_jax.data import Dataset
 from piano_jax.data.batches import batches
 from piano_jax.learning import checkpoints, metrics, objectives, optimizer
-from piano_jax.learning.step import abstract_state, definition, evaluation_step, initializer, train_step
+from piano_jax.learning.phases import phase_of
+from piano_jax.learning.step import abstract_state, initializer, train_step
 from piano_jax.model import mesh as meshes
-from piano_jax.model.transformer import TransformerConfig
-from piano_jax.music.vocabulary import CLASSES, Vocabulary
 
 CONFIG = "config.json"
-SIZES = ("smoke", "small", "medium", "medium_tpu")
 # What a run may change when it goes on: where it computes and how it reports, but not what it computes.
 FREE = ("mesh", "workers", "accumulate", "model.remat", "model.unroll", "evaluation", "checkpoint", "data.path")
 
 
 class Diverged(RuntimeError):
     """A loss or a gradient is not finite."""
-
-
-def model_config(config: ConfigDict, vocabulary: Vocabulary) -> TransformerConfig:
-    """The model of a config: its size by name, and what the config changes of it."""
-    changes = config.model.to_dict()
-    size = changes.pop("size")
-    if size not in SIZES:
-        raise BadInput(f"{size}: no such size of model (there are {', '.join(SIZES)})")
-    return getattr(TransformerConfig, size)(vocabulary_size=vocabulary.size, **changes)
 
 
 def check_owner(workdir: str, run: dict) -> None:
@@ -83,19 +73,17 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     # 1. What learns, from what.
     if config.batch % (parts := config.accumulate * meshes.parts("batch", mesh)):
         raise BadInput(f"batch {config.batch} does not divide by {parts}, accumulate times the mesh's replica × fsdp")
-    vocabulary = Vocabulary(config.vocabulary)
-    model = model_config(config, vocabulary)
-    dataset = Dataset(config.data.path, vocabulary=vocabulary.name)
-    pieces = Labelled(dataset) if config.data.labels else dataset
-    rows = PretrainingRows(pieces, "train", config.length, config.seed, config.data.augment, config.data.isolate)
-    validation = EvaluationRows(pieces, "val", config.length, config.data.isolate)
+    phase = phase_of(config)
+    dataset = Dataset(config.data.path, vocabulary=config.vocabulary)
+    rows, validation = phase.rows(dataset), phase.validation(dataset)
+    tokens = phase.example["tokens"].size
     rate = optimizer.schedule(steps=config.steps, **config.schedule)
     tx = optimizer.adamw(rate, **config.adamw)
     run = config.to_dict() | {"dataset": dataset.fingerprint}
     check_owner(workdir, run)
 
     # 2. Where, and from which weights on: the work directory's own, else those of init_from, else fresh.
-    init = initializer(model, tx)
+    init = initializer(phase.model, tx)
     like = abstract_state(init, mesh)
     saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every)
     first = saved.newest() or 0
@@ -104,28 +92,25 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     else:
         state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(jax.random.key(config.seed))
         if config.init_from:
-            state = state._replace(weights=checkpoints.read_weights(config.init_from, like.weights))
+            state = state._replace(weights=checkpoints.start_from(config.init_from, state.weights, config))
     claim(workdir, run)
     origin = f"step {first:,} of {workdir}" if first else config.init_from or "fresh weights"
     count = sum(x.size for x in jax.tree.leaves(state.weights))
     print(f"{count:,} parameters, from {origin}", flush=True)
-    print(f"{rows.rows_per_epoch * config.length:,} tokens an epoch, from {dataset.path}", flush=True)
+    print(f"{rows.rows_per_epoch * tokens:,} tokens an epoch, from {dataset.path}", flush=True)
 
     # 3. How it learns and is measured.
-    graph = definition(model)
-    objective = functools.partial(objectives.next_token, kind=vocabulary.kind, kinds=len(CLASSES))
-    step_on = train_step(graph, objective, tx, rate, config.accumulate)
-    sum_up = evaluation_step(graph, objective)
+    step_on = train_step(phase.gradient, tx, rate, config.seed)
     host = {"host": jax.process_index(), "hosts": jax.process_count()}
     writer = metrics.Writer(workdir, first)
-    utilization = functools.partial(metrics.utilization, config=model, length=config.length, mesh=mesh)
-    report = Report(writer, utilization, config.batch * config.length)
+    utilization = functools.partial(metrics.utilization, config=phase.model, length=config.length, mesh=mesh)
+    report = Report(writer, phase.figures, utilization, config.batch * tokens)
 
     def evaluate(weights: nnx.State, step: int) -> dict[str, float]:
         limit = config.evaluation.batches or math.ceil(len(validation) / config.batch)
-        feed = batches(validation, config.batch, **host)
-        sums = [sum_up(weights, meshes.shard_batch(batch, mesh)) for batch, _ in zip(feed, range(limit), strict=False)]
-        found = metrics.figures(jax.tree.map(lambda *parts: sum(map(np.asarray, parts)), *sums), CLASSES)
+        feed = itertools.islice(batches(validation, config.batch, **host), limit)
+        sums = [phase.measure(weights, meshes.shard_batch(batch, mesh)) for batch in feed]
+        found = phase.figures(jax.tree.map(lambda *parts: sum(map(np.asarray, parts)), *sums))
         writer.write(step, "validation", found)
         return found
 
@@ -151,8 +136,14 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
 class Report:
     """Figures of steps, each fetched when the next is under way, and the speed between them."""
 
-    def __init__(self, writer: metrics.Writer, utilization: Callable[[float], dict[str, float]], tokens: int):
-        self._writer, self._utilization, self._tokens = writer, utilization, tokens
+    def __init__(
+        self,
+        writer: metrics.Writer,
+        figures: Callable[[objectives.Sums], dict[str, float]],
+        utilization: Callable[[float], dict[str, float]],
+        tokens: int,
+    ):
+        self._writer, self._figures, self._utilization, self._tokens = writer, figures, utilization, tokens
         self._pending: tuple[int, dict] | None = None
         self._since = time.perf_counter()
         self._train: dict[str, float] = {}
@@ -168,7 +159,8 @@ class Report:
         if self._pending is None:
             return
         (step, sums), self._pending = self._pending, None
-        self._train = metrics.figures(jax.device_get(sums), CLASSES)
+        sums = jax.device_get(sums)
+        self._train = self._figures(sums) | {name: float(sums[name]) for name in ("gradient_norm", "learning_rate")}
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         speed = self._tokens / seconds
         speeds = {"tokens_per_second": speed} | self._utilization(speed)

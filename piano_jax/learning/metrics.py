@@ -25,7 +25,7 @@ def flops_per_token(config: TransformerConfig, length: int) -> int:
     (length + 1) / 2. The backward pass takes twice as many. What remat computes again does not count.
     """
     D, F, L = config.d_model, config.ff_width, config.layers
-    outputs = config.vocabulary_size if config.head in ("language", "conditioned") else config.head_size
+    outputs = config.vocabulary_size if config.gives_logits else config.head_size
     matrices = L * (4 * D * D + 3 * D * F) + D * outputs
     attended = L * 2 * D * (length + 1)
     return 3 * (2 * matrices + attended)
@@ -38,7 +38,6 @@ def figures(sums: dict[str, np.ndarray], kinds: Sequence[str]) -> dict[str, floa
     for index in np.flatnonzero(weight):
         found[f"loss/{kinds[index]}"] = loss[index] / weight[index]
         found[f"accuracy/{kinds[index]}"] = correct[index] / weight[index]
-    found |= {name: sums[name] for name in ("gradient_norm", "learning_rate") if name in sums}
     return {name: float(value) for name, value in found.items()}
 
 

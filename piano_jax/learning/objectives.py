@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from piano_jax.model.mesh import reshard
 from piano_jax.model.transformer import Model
@@ -13,13 +13,14 @@ Sums = dict[str, Float[Array, "K"]]
 
 
 def next_token(
-    model: Model, batch: dict[str, Array], kind: Int[np.ndarray, "V"], kinds: int
+    model: Model, batch: dict[str, Array], key: Key[Array, ""] | None, kind: Int[np.ndarray, "V"], kinds: int
 ) -> tuple[Float[Array, ""], Sums]:
     """Cross-entropy of each next token, in nats, summed; `kind` sorts the targets into `kinds` classes of tokens.
 
-    The sums are of "loss", "correct" (the likeliest token was the right one) and "weight", by class.
+    The sums are of "loss", "correct" (the likeliest token was the right one) and "weight", by class. A key turns
+    residual dropout on.
     """
-    logits = model(batch["tokens"], segment_ids=batch["segment_ids"])  # B T V
+    logits = model(batch["tokens"], segment_ids=batch["segment_ids"], dropout_key=key)  # B T V
     targets, weights = (reshard(batch[name], "batch", "time") for name in ("targets", "weights"))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
     correct = (logits.argmax(-1) == targets) * weights

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, Shaped
+from jaxtyping import Array, Float, Int32, Key, Shaped
 
 from piano_jax.learning.objectives import Sums
 from piano_jax.model import mesh as meshes
 from piano_jax.model.transformer import Model, TransformerConfig
 
-Objective = Callable[[Model, dict[str, Array]], tuple[Float[Array, ""], Sums]]
+Objective = Callable[[Model, dict[str, Array], Key[Array, ""] | None], tuple[Float[Array, ""], Sums]]
+Gradient = Callable[[nnx.State, dict[str, Array], Key[Array, ""]], tuple[nnx.State, Sums]]
 
 
 class TrainState(NamedTuple):
@@ -50,39 +51,47 @@ def abstract_state(init: Callable[[Array], TrainState], mesh: Mesh) -> TrainStat
     )
 
 
-def train_step(
-    graph: nnx.GraphDef,
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    rate: optax.Schedule,
-    accumulate: int,
-) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Sums]]:
-    """A jitted step, which consumes the state. The batch is taken in `accumulate` parts, one after another.
+def summed_gradient(graph: nnx.GraphDef, objective: Objective, accumulate: int) -> Gradient:
+    """The gradient of a batch's summed loss, and its sums. The batch is taken in `accumulate` parts, one by one.
 
-    Gradients are of summed losses and are divided by the summed weights once, so that parts which hold less (padding)
-    count less, and the step is the same as over the whole batch.
+    Gradients of sums add up; whoever divides them by the summed weights divides once, so that parts which hold less
+    (padding) count less, and the outcome is the same as over the whole batch.
     """
 
-    def gradient(weights: nnx.State, batch: dict[str, Array]) -> tuple[nnx.State, Sums]:
-        return jax.grad(lambda w: objective(nnx.merge(graph, w), batch), has_aux=True)(weights)
+    def gradient(weights: nnx.State, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[nnx.State, Sums]:
+        return jax.grad(lambda w: objective(nnx.merge(graph, w), batch, key), has_aux=True)(weights)
+
+    if accumulate == 1:
+        return gradient
+
+    def take_apart(x: Shaped[Array, "B ..."]) -> Shaped[Array, "A b ..."]:
+        parts = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)  # each with rows of every device
+        return meshes.reshard(parts, None, "batch", *(None,) * (x.ndim - 1))
+
+    def accumulated(weights: nnx.State, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[nnx.State, Sums]:
+        parts = jax.tree.map(take_apart, batch), jax.random.split(key, accumulate)
+        first = jax.eval_shape(gradient, weights, *jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), first)
+
+        def add(total: tuple[nnx.State, Sums], part: tuple) -> tuple[tuple[nnx.State, Sums], None]:
+            return jax.tree.map(jnp.add, total, gradient(weights, *part)), None
+
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    return accumulated
+
+
+def train_step(
+    gradient: Gradient, tx: optax.GradientTransformation, rate: optax.Schedule, seed: int
+) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Sums]]:
+    """A jitted step, which consumes the state; its sums have the gradient's norm and the learning rate beside them.
+
+    What is random in a step (dropout) is drawn from (seed, step).
+    """
 
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Sums]:
-        if accumulate == 1:
-            gradients, sums = gradient(state.weights, batch)
-        else:
-
-            def take_apart(x: Shaped[Array, "B T"]) -> Shaped[Array, "A b T"]:
-                parts = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)  # each with rows of every device
-                return meshes.reshard(parts, None, "batch", None)
-
-            parts = jax.tree.map(take_apart, batch)
-            first = jax.eval_shape(gradient, state.weights, jax.tree.map(lambda x: x[0], parts))
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), first)
-
-            def add(total: tuple[nnx.State, Sums], part: dict[str, Array]) -> tuple[tuple[nnx.State, Sums], None]:
-                return jax.tree.map(jnp.add, total, gradient(state.weights, part)), None
-
-            (gradients, sums), _ = jax.lax.scan(add, zeros, parts)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradients, sums = gradient(state.weights, batch, key)
         weight = jnp.maximum(sums["weight"].sum(), 1)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, optimizer = tx.update(gradients, state.optimizer, state.weights)
@@ -94,4 +103,4 @@ def train_step(
 
 def evaluation_step(graph: nnx.GraphDef, objective: Objective) -> Callable[[nnx.State, dict[str, Array]], Sums]:
     """A jitted sum over one batch, without learning."""
-    return jax.jit(lambda weights, batch: objective(nnx.merge(graph, weights), batch)[1])
+    return jax.jit(lambda weights, batch: objective(nnx.merge(graph, weights), batch, None)[1])

@@ -20,12 +20,11 @@ HEAD_TABLES = {"language": "lm_head", "conditioned": "lm_head", "embedding": "em
 def layout(config: TransformerConfig) -> dict[Path, tuple[list[str], tuple[int, ...]]]:
     """For each parameter of a model: the tensors of a file, one or one a layer, that hold it, and the shape of each."""
     V, D, F = config.vocabulary_size, config.d_model, config.ff_width
-    language = config.head in ("language", "conditioned")
     whole = {
         ("token_table",): ("model.tok_embeddings.weight", (V, D)),
         ("norm", "scale"): ("model.out_layer_norm.weight", (D,)),
         ("norm", "bias"): ("model.out_layer_norm.bias", (D,)),
-        ("head_table",): (f"{HEAD_TABLES[config.head]}.weight", (V if language else config.head_size, D)),
+        ("head_table",): (f"{HEAD_TABLES[config.head]}.weight", (V if config.gives_logits else config.head_size, D)),
     }
     if config.head == "conditioned":
         whole["adapter",] = "embedding_adapter.weight", (D, config.head_size)

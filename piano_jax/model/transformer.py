@@ -1,6 +1,8 @@
 """The decoder-only transformer of METHOD section 3, its sizes and its heads."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,6 +51,11 @@ class TransformerConfig:
             raise BadInput(f"model d_model {self.d_model} is not an even number for each of {self.heads} heads")
         if self.head != "language" and self.head_size < 1:
             raise BadInput(f"model head {self.head!r} needs a head_size")
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the head's output is logits of the next token."""
+        return self.head in ("language", "conditioned")
 
     @classmethod
     def smoke(cls, **changes: Any) -> "TransformerConfig":
@@ -104,6 +111,7 @@ class LayerNorm(nnx.Module):
         return x * self.scale[None, None] + self.bias[None, None]
 
 
+Attend = Callable[[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]], Float[Array, "B T H K"]]
 Rotation = tuple[Float[Array, "1 T 1 _"], Float[Array, "1 T 1 _"]]
 
 
@@ -129,6 +137,8 @@ def dropout(x: Float[Array, "B T D"], key: Key[Array, ""], rate: Float[Array, ""
 class Layers(nnx.Module):
     """All layers at once: each leaf has a leading axis of layers, and the call is one layer's, made on a slice.
 
+    `attend` mixes the positions: plain attention, or one that reads the past from a cache.
+
     Matrices stand (out, in), the three of `qkv` in that order, so that the authors' tensors are these by a reshape.
     """
 
@@ -147,7 +157,7 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         by: Rotation,
-        segment_ids: Int[Array, "B T"] | None,
+        attend: Attend,
         noise: tuple[Key[Array, "2"], Float[Array, ""]] | None,
     ) -> Float[Array, "B T D"]:
         def use(param: nnx.Param, *axes: str | None) -> Array:  # cast first: half as many bytes to gather
@@ -158,7 +168,7 @@ class Layers(nnx.Module):
 
         h = self.norm1(x).astype(x.dtype)
         q, k, v = (computed_once(jnp.einsum("BTD,HKD->BTHK", h, w)) for w in use(self.qkv, None, "heads", None, None))
-        h = attention(rotate(q, by), rotate(k, by), v, segment_ids)
+        h = attend(rotate(q, by), rotate(k, by), v)
         w = use(self.out, None, "heads", None)
         x = add(jnp.einsum("BTHK,DHK->BTD", h, w, out_sharding=jax.typeof(x).sharding), 0)
 
@@ -177,8 +187,8 @@ class Model(nnx.Module):
         self.token_table = weight(rngs, (config.vocabulary_size, D), (None, "table"))
         self.layers = Layers(config, rngs)
         self.norm = LayerNorm(D)
-        logits = config.head in ("language", "conditioned")
-        self.head_table = weight(rngs, (config.vocabulary_size if logits else config.head_size, D), (None, "table"))
+        outputs = config.vocabulary_size if config.gives_logits else config.head_size
+        self.head_table = weight(rngs, (outputs, D), (None, "table"))
         if config.head == "conditioned":
             self.adapter = weight(rngs, (D, config.head_size), ("table", None))
 
@@ -220,11 +230,12 @@ class Model(nnx.Module):
             noise = keys, jnp.linspace(0.0, config.residual_dropout, config.layers)
 
         by = rotation(x.shape[1], config.d_model // config.heads)
+        attend = functools.partial(attention, segment_ids=segment_ids)
         definition, weights = nnx.split(self.layers)
 
         def layer(x, slices):
             weights, noise = slices
-            return nnx.merge(definition, weights)(x, by, segment_ids, noise), None
+            return nnx.merge(definition, weights)(x, by, attend, noise), None
 
         if config.remat != "none":  # inside a loop nothing can be merged with the forward pass, so no fence is needed
             layer = jax.checkpoint(layer, policy=POLICIES[config.remat], prevent_cse=config.unroll > 1)

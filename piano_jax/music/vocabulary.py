@@ -118,6 +118,11 @@ class Vocabulary:
         """Hash of the tokens in order; equal only where ids mean the same."""
         return hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()
 
+    def places_in(self, other: "Vocabulary") -> Int[np.ndarray, "V"]:
+        """The id that each of this vocabulary's tokens has in another, -1 where that one lacks it."""
+        ids = {token: id for id, token in enumerate(other.tokens)}
+        return np.array([ids.get(token, -1) for token in self.tokens], np.int32)
+
     def encode(self, notes: Notes) -> UInt16[np.ndarray, "T"]:
         """Token ids of a piece: instruments, `<S>`, the notes, `<E>`; silence before the first note is dropped.
 

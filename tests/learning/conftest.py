@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 def get_config(size="tiny"):
     return ConfigDict({
+        "phase": "pretrain",
         "seed": 0,
         "vocabulary": "piano",
         "model": {"size": "smoke", "d_model": 16, "layers": 2, "heads": 2, "ff_width": 32, "context": 64,

@@ -10,7 +10,7 @@ from flax import nnx
 
 from piano_jax import BadInput
 from piano_jax.learning import metrics, objectives, optimizer
-from piano_jax.learning.step import abstract_state, definition, initializer, train_step
+from piano_jax.learning.step import abstract_state, definition, initializer, summed_gradient, train_step
 from piano_jax.model import Model, TransformerConfig
 from piano_jax.model import mesh as meshes
 
@@ -39,7 +39,7 @@ def steps(sizes: tuple[int, int, int], accumulate: int, count: int = 3):
         init = initializer(CONFIG, TX)
         places = jax.tree.map(lambda x: x.sharding, abstract_state(init, mesh))
         state = jax.jit(init, out_shardings=places)(jax.random.key(0))
-        step = train_step(definition(CONFIG), OBJECTIVE, TX, RATE, accumulate)
+        step = train_step(summed_gradient(definition(CONFIG), OBJECTIVE, accumulate), TX, RATE, seed=0)
         for seed in range(count):
             state, sums = step(state, meshes.shard_batch(batch(seed), mesh))
         assert jax.tree.map(lambda x: x.sharding, state) == places
@@ -63,7 +63,7 @@ def test_sums_are_those_of_plain_numpy():
     model, rows = Model(CONFIG, nnx.Rngs(0)), batch()
     logits = np.asarray(model(rows["tokens"], segment_ids=rows["segment_ids"]), np.float64)
     loss = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, rows["targets"][..., None], -1)[..., 0]
-    total, sums = OBJECTIVE(model, jax.tree.map(jnp.asarray, rows))
+    total, sums = OBJECTIVE(model, jax.tree.map(jnp.asarray, rows), None)
     np.testing.assert_allclose(total, (loss * rows["weights"]).sum(), rtol=1e-5)
     for kind in range(KINDS):
         of_kind = rows["weights"] * (KIND[rows["targets"]] == kind)
@@ -80,7 +80,7 @@ def test_rows_of_padding_count_nothing():
     rows = batch()
     padded = {name: np.concatenate([part, np.zeros_like(part)]) for name, part in rows.items()}
     model = Model(CONFIG, nnx.Rngs(0))
-    (one, ones), (two, twos) = (OBJECTIVE(model, jax.tree.map(jnp.asarray, x)) for x in (rows, padded))
+    (one, ones), (two, twos) = (OBJECTIVE(model, jax.tree.map(jnp.asarray, x), None) for x in (rows, padded))
     np.testing.assert_allclose(one, two, rtol=1e-6)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), ones, twos)
 

@@ -1,0 +1,77 @@
+"""Phases of training: each a model, rows to learn from, an objective and its figures, as a config chooses them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from flax import nnx
+from jax import Array
+from ml_collections import ConfigDict
+
+from piano_jax import BadInput
+from piano_jax.data import Dataset, EvaluationRows, Labelled, PretrainingRows
+from piano_jax.data.batches import Rows
+from piano_jax.data.rows import Pieces, Row, row_of
+from piano_jax.learning import metrics, objectives
+from piano_jax.learning.objectives import Sums
+from piano_jax.learning.step import Gradient, definition, evaluation_step, summed_gradient
+from piano_jax.model.transformer import TransformerConfig
+from piano_jax.music.vocabulary import CLASSES, Vocabulary
+
+SIZES = ("smoke", "small", "medium", "medium_tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What the training loop needs to know of a phase.
+
+    `rows` and `validation` make a dataset's rows to learn from, without end, and to measure on; `example` is a row of
+    padding, which tells the shapes and types of all.
+    """
+
+    model: TransformerConfig
+    rows: Callable[[Dataset], Rows]
+    validation: Callable[[Dataset], Rows]
+    example: Row
+    gradient: Gradient
+    measure: Callable[[nnx.State, dict[str, Array]], Sums]
+    figures: Callable[[Sums], dict[str, float]]
+
+
+def model_config(config: ConfigDict) -> TransformerConfig:
+    """The model of a config: its size by name, and what the config changes of it. Raises BadInput."""
+    changes = config.model.to_dict()
+    size = changes.pop("size")
+    if size not in SIZES:
+        raise BadInput(f"{size}: no such size of model (there are {', '.join(SIZES)})")
+    return getattr(TransformerConfig, size)(vocabulary_size=Vocabulary(config.vocabulary).size, **changes)
+
+
+def phase_of(config: ConfigDict) -> Phase:
+    """The phase of a config. Raises BadInput."""
+    match config.phase:
+        case "pretrain":
+            return pretrain(config)
+        case _:
+            raise BadInput(f"{config.phase}: no such phase (there is pretrain)")
+
+
+def pretrain(config: ConfigDict) -> Phase:
+    """The next token, over pieces laid end to end."""
+    model, vocabulary = model_config(config), Vocabulary(config.vocabulary)
+    objective = functools.partial(objectives.next_token, kind=vocabulary.kind, kinds=len(CLASSES))
+    graph, data = definition(model), config.data
+
+    def pieces(dataset: Dataset) -> Pieces:
+        return Labelled(dataset) if data.labels else dataset
+
+    return Phase(
+        model=model,
+        rows=lambda of: PretrainingRows(pieces(of), "train", config.length, config.seed, data.augment, data.isolate),
+        validation=lambda of: EvaluationRows(pieces(of), "val", config.length, data.isolate),
+        example=row_of(np.empty(0, np.uint16), config.length, vocabulary, data.isolate),
+        gradient=summed_gradient(graph, objective, config.accumulate),
+        measure=evaluation_step(graph, objective),
+        figures=functools.partial(metrics.figures, kinds=CLASSES),
+    )
