@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
             "length": 512,
             "batch": 16,
             "accumulate": 1,
+            "loss": {"chunk": 1024, "z": 0.0},
             "steps": 400,
             "schedule": {"shape": "linear", "peak": 3e-3, "warmup": 40, "final": 0.1},
             "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.1},

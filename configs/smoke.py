@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             "length": 256,
             "batch": 16,
             "accumulate": 1,
+            "loss": {"chunk": 1024, "z": 0.0},
             "steps": 240,
             "schedule": {"shape": "linear", "peak": 5e-3, "warmup": 20, "final": 0.1},
             "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.1},

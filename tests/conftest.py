@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 SHARED = Path(__file__).parents[2] / "shared"
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Most of the tests' time goes into compiling the same few programs.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".jax_cache")

@@ -30,7 +30,10 @@ from piano_jax.model import mesh as meshes
 
 CONFIG = "config.json"
 # What a run may change when it goes on: where it computes and how it reports, but not what it computes.
-FREE = ("mesh", "workers", "accumulate", "model.remat", "model.unroll", "evaluation", "checkpoint", "data.path")
+FREE = (
+    *("mesh", "workers", "accumulate", "loss.chunk", "evaluation", "checkpoint", "data.path"),
+    *("model.remat", "model.attention", "model.block", "model.unroll"),
+)
 
 
 class Diverged(RuntimeError):

@@ -60,7 +60,8 @@ def phase_of(config: ConfigDict) -> Phase:
 def pretrain(config: ConfigDict) -> Phase:
     """The next token, over pieces laid end to end."""
     model, vocabulary = model_config(config), Vocabulary(config.vocabulary)
-    objective = functools.partial(objectives.next_token, kind=vocabulary.kind, kinds=len(CLASSES))
+    kinds = {"kind": vocabulary.kind, "kinds": len(CLASSES)}
+    objective = functools.partial(objectives.next_token, **kinds, **config.loss)
     graph, data = definition(model), config.data
 
     def pieces(dataset: Dataset) -> Pieces:

@@ -5,6 +5,7 @@ its mesh once, `jax.set_mesh(make_mesh(...))`; without a mesh the same model cod
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,6 +86,19 @@ def placed(shape: tuple[int, ...], *names: str | None) -> NamedSharding:
 def reshard(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
     """The same values with their axes on the places of these names, all-gathered or sliced; on no mesh, x itself."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.sharding.reshard(x, placed(x.shape, *names))
+
+
+def on_each(function: Callable, takes: tuple[PartitionSpec, ...], gives: PyTree[PartitionSpec]) -> Callable:
+    """A function of global arrays from one of each device's parts of them; on no mesh, the function itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=takes, out_specs=gives, check_vma=False)
+
+
+def platform() -> str:
+    """What the devices of the current mesh, or else of this machine, are: "cpu", "gpu" or "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:

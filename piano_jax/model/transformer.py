@@ -12,12 +12,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from piano_jax import BadInput
-from piano_jax.model.attention import attention
+from piano_jax.model.attention import KERNELS, attention
 from piano_jax.model.mesh import placed, reshard
 
 CHOICES = {
     "head": ("language", "embedding", "classifier", "conditioned"),
     "dtype": ("float32", "bfloat16"),
+    "attention": KERNELS,
     "remat": ("none", "dots", "full"),
 }
 POLICIES = {
@@ -41,6 +42,9 @@ class TransformerConfig:
     residual_dropout: float = 0.0  # of the last layer; rises linearly from 0 at the first
     dtype: str = "bfloat16"  # of the matrix products; weights, normalisation, rotation and softmax are float32
     remat: str = "none"  # what the backward pass computes again: nothing, all but the products with weights, a layer
+    attention: str = "auto"  # the kernel: see attention.py
+    block_q: int = 512  # splash attention's, in positions: at most so many queries,
+    block_kv: int = 512  # and keys, at a time
     unroll: int = 1  # layers in a step of the scan; `layers` leaves no loop
 
     def __post_init__(self):
@@ -230,7 +234,8 @@ class Model(nnx.Module):
             noise = keys, jnp.linspace(0.0, config.residual_dropout, config.layers)
 
         by = rotation(x.shape[1], config.d_model // config.heads)
-        attend = functools.partial(attention, segment_ids=segment_ids)
+        blocks = config.block_q, config.block_kv
+        attend = functools.partial(attention, segment_ids=segment_ids, kernel=config.attention, blocks=blocks)
         definition, weights = nnx.split(self.layers)
 
         def layer(x, slices):

@@ -41,6 +41,7 @@ def get_config(size="tiny"):
         "length": 64,
         "batch": 8,
         "accumulate": 1,
+        "loss": {"chunk": 64, "z": 0.0},
         "steps": 12,
         "schedule": {"shape": "linear", "peak": 1e-2, "warmup": 2, "final": 0.1},
         "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.1},

@@ -19,7 +19,7 @@ CONFIG = TransformerConfig(
     vocabulary_size=VOCABULARY, d_model=32, layers=2, heads=8, ff_width=64, context=16, dtype="float32"
 )
 KIND = np.arange(VOCABULARY, dtype=np.int32) % KINDS
-OBJECTIVE = functools.partial(objectives.next_token, kind=KIND, kinds=KINDS)
+OBJECTIVE = functools.partial(objectives.next_token, kind=KIND, kinds=KINDS, chunk=24, z=0.0)
 RATE = optimizer.schedule("linear", 1e-2, 2, 10, 0.1)
 TX = optimizer.adamw(RATE, 0.9, 0.95, 1e-5, 0.1)
 
