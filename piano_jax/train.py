@@ -62,6 +62,14 @@ def read_config(spec: str, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
+def overrides(words: Sequence[str]) -> list[str]:
+    """The `a.b=value` of arguments `--config.a.b=value`. Raises BadInput for any other."""
+    for word in words:
+        if not word.startswith("--config."):
+            raise BadInput(f"unknown argument {word} (see --help)")
+    return [word.removeprefix("--config.") for word in words]
+
+
 def _keys(tree: dict, prefix: str = "") -> list[str]:
     pairs = [(prefix + key, value) for key, value in tree.items()]
     return [name for key, value in pairs for name in (_keys(value, f"{key}.") if isinstance(value, dict) else [key])]
@@ -83,10 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="FILE.py[:SIZE]", help="one of configs/, and a size in it")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder; made, or gone on in")
     options, rest = parser.parse_known_args(arguments)
-    for word in rest:
-        if not word.startswith("--config."):
-            parser.error(f"unknown argument {word}")
-    config = read_config(options.config, [word.removeprefix("--config.") for word in rest])
+    config = read_config(options.config, overrides(rest))
 
     # Only now, for --help and complaints about arguments need no jax.
     import jax

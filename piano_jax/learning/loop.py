@@ -24,8 +24,8 @@ from piano_jax.command import progress
 from piano_jax.data import Dataset
 from piano_jax.data.batches import batches
 from piano_jax.learning import checkpoints, metrics, objectives, optimizer
-from piano_jax.learning.phases import phase_of
-from piano_jax.learning.step import abstract_state, initializer, train_step
+from piano_jax.learning.phases import Phase, phase_of
+from piano_jax.learning.step import Initializer, Step, abstract_state, initializer, train_step
 from piano_jax.model import mesh as meshes
 
 CONFIG = "config.json"
@@ -38,6 +38,20 @@ FREE = (
 
 class Diverged(RuntimeError):
     """A loss or a gradient is not finite."""
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises BadInput where the batch does not divide over the mesh."""
+    if config.batch % (parts := config.accumulate * meshes.parts("batch", mesh)):
+        raise BadInput(f"batch {config.batch} does not divide by {parts}, accumulate times the mesh's replica × fsdp")
+
+
+def assemble(config: ConfigDict) -> tuple[Phase, Initializer, Step]:
+    """A config's phase, what makes the state before its first step, and the step. Raises BadInput."""
+    phase = phase_of(config)
+    rate = optimizer.schedule(steps=config.steps, **config.schedule)
+    tx = optimizer.adamw(rate, **config.adamw)
+    return phase, initializer(phase.model, tx), train_step(phase.gradient, tx, rate, config.seed)
 
 
 def check_owner(workdir: str, run: dict) -> None:
@@ -74,19 +88,15 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
         Diverged: a loss or gradient is not finite; the checkpoints in `workdir` are from before.
     """
     # 1. What learns, from what.
-    if config.batch % (parts := config.accumulate * meshes.parts("batch", mesh)):
-        raise BadInput(f"batch {config.batch} does not divide by {parts}, accumulate times the mesh's replica × fsdp")
-    phase = phase_of(config)
+    check_batch(config, mesh)
+    phase, init, step_on = assemble(config)
     dataset = Dataset(config.data.path, vocabulary=config.vocabulary)
     rows, validation = phase.rows(dataset), phase.validation(dataset)
     tokens = phase.example["tokens"].size
-    rate = optimizer.schedule(steps=config.steps, **config.schedule)
-    tx = optimizer.adamw(rate, **config.adamw)
     run = config.to_dict() | {"dataset": dataset.fingerprint}
     check_owner(workdir, run)
 
     # 2. Where, and from which weights on: the work directory's own, else those of init_from, else fresh.
-    init = initializer(phase.model, tx)
     like = abstract_state(init, mesh)
     saved = checkpoints.Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every)
     first = saved.newest() or 0
@@ -103,7 +113,6 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     print(f"{rows.rows_per_epoch * tokens:,} tokens an epoch, from {dataset.path}", flush=True)
 
     # 3. How it learns and is measured.
-    step_on = train_step(phase.gradient, tx, rate, config.seed)
     host = {"host": jax.process_index(), "hosts": jax.process_count()}
     writer = metrics.Writer(workdir, first)
     utilization = functools.partial(metrics.utilization, config=phase.model, length=config.length, mesh=mesh)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
 from piano_jax import write_whole
-from piano_jax.model.mesh import peak_flops
+from piano_jax.model.mesh import chip
 from piano_jax.model.transformer import TransformerConfig
 
 LINES = "metrics.jsonl"
@@ -43,8 +43,8 @@ def figures(sums: dict[str, np.ndarray], kinds: Sequence[str]) -> dict[str, floa
 
 def utilization(tokens_per_second: float, config: TransformerConfig, length: int, mesh: Mesh) -> dict[str, float]:
     """MFU: the share of all devices' peak that a run's useful FLOPs are; nothing for a device of unknown peak."""
-    peak = peak_flops(mesh)
-    return {"mfu": tokens_per_second * flops_per_token(config, length) / peak} if peak else {}
+    known = chip(mesh)
+    return {"mfu": tokens_per_second * flops_per_token(config, length) / (known.flops * mesh.size)} if known else {}
 
 
 class Writer:

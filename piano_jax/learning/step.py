@@ -26,12 +26,16 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
+Initializer = Callable[[Key[Array, ""]], TrainState]
+Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, Sums]]
+
+
 def definition(config: TransformerConfig) -> nnx.GraphDef:
     """A model's structure, which with weights makes the model."""
     return nnx.split(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0))))[0]
 
 
-def initializer(config: TransformerConfig, tx: optax.GradientTransformation) -> Callable[[Array], TrainState]:
+def initializer(config: TransformerConfig, tx: optax.GradientTransformation) -> Initializer:
     """A function from a random key to the state before the first step."""
 
     def init(key: Array) -> TrainState:
@@ -41,9 +45,9 @@ def initializer(config: TransformerConfig, tx: optax.GradientTransformation) -> 
     return init
 
 
-def abstract_state(init: Callable[[Array], TrainState], mesh: Mesh) -> TrainState:
+def abstract_state(init: Initializer, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state: what a checkpoint restores into, and what `init` is compiled for."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -81,9 +85,7 @@ def summed_gradient(graph: nnx.GraphDef, objective: Objective, accumulate: int) 
     return accumulated
 
 
-def train_step(
-    gradient: Gradient, tx: optax.GradientTransformation, rate: optax.Schedule, seed: int
-) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Sums]]:
+def train_step(gradient: Gradient, tx: optax.GradientTransformation, rate: optax.Schedule, seed: int) -> Step:
     """A jitted step, which consumes the state; its sums have the gradient's norm and the learning rate beside them.
 
     What is random in a step (dropout) is drawn from (seed, step).

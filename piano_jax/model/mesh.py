@@ -5,12 +5,13 @@ its mesh once, `jax.set_mesh(make_mesh(...))`; without a mesh the same model cod
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
@@ -31,36 +32,54 @@ PLACES = {
     None: (),
 }
 
-# Dense bfloat16 FLOP/s of one device, by its kind, from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
+
+class Chip(NamedTuple):
+    """What one device can do: dense bfloat16 FLOP/s and bytes of memory that a program gets."""
+
+    flops: float
+    memory: float
+
+
+# By the kind that JAX calls a device: FLOP/s from the makers' data sheets, memory as XLA's compiler counts it on TPUs.
+CHIPS = {
+    "TPU v4": Chip(275e12, 30.75 * 2**30),
+    "TPU v5 lite": Chip(197e12, 15.75 * 2**30),
+    "TPU v5": Chip(459e12, 95.74 * 2**30),
+    "TPU v5p": Chip(459e12, 95.74 * 2**30),
+    "TPU v6 lite": Chip(918e12, 31.25 * 2**30),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9),
+    "NVIDIA H200": Chip(989e12, 141e9),
 }
 
 
-def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """The mesh of all devices, over all hosts; one size may be -1, the rest of the devices. Raises BadInput."""
-    sizes, devices = [replica, fsdp, tensor], jax.device_count()
+def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of all devices, over all hosts; one size may be -1, the rest of the devices.
+
+    TPU slices are joined by the slower network, so only replicas lie on different ones. Raises BadInput.
+    """
+    sizes, devices = [replica, fsdp, tensor], jax.devices() if devices is None else devices
     shown = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise BadInput(f"mesh {shown}: sizes are at least 1, and -1 (the rest of the devices) stands once at most")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, devices // -math.prod(sizes))
-    if math.prod(sizes) != devices:
-        raise BadInput(f"mesh {shown} does not match the device count, {devices}")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+        sizes[sizes.index(-1)] = max(1, len(devices) // -math.prod(sizes))
+    if math.prod(sizes) != len(devices):
+        raise BadInput(f"mesh {shown} does not match the device count, {len(devices)}")
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
+    if sizes[0] % slices:
+        raise BadInput(f"mesh {shown}: replica must be a multiple of {slices}, the number of slices")
+    inside = [sizes[0] // slices, *sizes[1:]]
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(inside, [slices, 1, 1], devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def peak_flops(mesh: Mesh) -> float | None:
-    """FLOP/s of all devices of a mesh together, where their kind is known."""
-    peak = PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
-    return peak and peak * mesh.size
+def chip(mesh: Mesh) -> Chip | None:
+    """What each device of a mesh can do, where its kind is known."""
+    return CHIPS.get(mesh.devices.flat[0].device_kind)
 
 
 def spec(*names: str | None) -> PartitionSpec:
