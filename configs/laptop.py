@@ -38,5 +38,7 @@ def get_config() -> ConfigDict:
             "workers": 0,
             "evaluation": {"every": 50, "batches": 8},
             "checkpoint": {"every": 50, "keep_last": 2, "keep_every": 0},
+            "profile": {"start": 10, "steps": 0},
+            "cluster": {"timeout": 300},
         }
     )

@@ -46,5 +46,7 @@ def get_config(size: str = "small") -> ConfigDict:
             "workers": 4,
             "evaluation": {"every": 1000, "batches": 50},
             "checkpoint": {"every": 1000, "keep_last": 3, "keep_every": 50_000},
+            "profile": {"start": 10, "steps": 0},
+            "cluster": {"timeout": 300},
         }
     )

@@ -29,5 +29,7 @@ def get_config() -> ConfigDict:
             "workers": 0,
             "evaluation": {"every": 40, "batches": 10},
             "checkpoint": {"every": 40, "keep_last": 2, "keep_every": 0},
+            "profile": {"start": 10, "steps": 0},
+            "cluster": {"timeout": 300},
         }
     )

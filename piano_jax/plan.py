@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from piano_jax import BadInput, write_whole
 from piano_jax.command import Parser, progress, run
-from piano_jax.train import overrides, read_config
+from piano_jax.config import overrides, read_config
 
 if TYPE_CHECKING:
     from piano_jax.learning.ahead import Plan

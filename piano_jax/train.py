@@ -1,18 +1,11 @@
 """`python -m piano_jax.train`: any phase of training, as its config says."""
 
 import argparse
-import ast
-import difflib
-import importlib.util
-import inspect
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from piano_jax import BadInput
 from piano_jax.command import Parser, run
+from piano_jax.config import flat, overrides, read_config
 
 EPILOG = """\
 examples:
@@ -24,61 +17,12 @@ The same command goes on where a run was interrupted. The work directory holds:
   checkpoints/    STEP/weights, STEP/optimizer and STEP/run, by Orbax
   metrics.jsonl   a line for each step and each evaluation
   tensorboard/    the same, for: tensorboard --logdir WORKDIR
+  compiled/       XLA's programs, so that the next start need not compile
+  profile/        a window of --config.profile.steps steps: tensorboard --logdir WORKDIR/profile
   loss.png        the curves
+
+SIGTERM (a preemption) ends the step, saves, and exits 0. On several hosts the same command runs on each.
 """
-
-
-def read_config(spec: str, overrides: Sequence[str]) -> ConfigDict:
-    """The config of `PATH.py[:SIZE]`, changed by overrides `a.b=value`, where values are Python literals or words.
-
-    Raises:
-        BadInput: no such file or size, a key that does not exist, or a value of another type.
-    """
-    path, _, size = spec.partition(":")
-    if not Path(path).is_file():
-        raise BadInput(f"{path}: no such config")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if size and not inspect.signature(module.get_config).parameters:
-        raise BadInput(f"{spec}: this config has no sizes")
-    config = module.get_config(size) if size else module.get_config()
-    flat = dict.fromkeys(_keys(config.to_dict()))
-    for override in overrides:
-        key, is_pair, text = override.partition("=")
-        if not is_pair:
-            raise BadInput(f"--config.{override}: write --config.{override}=value")
-        if key not in flat:
-            near = difflib.get_close_matches(key, flat, 1, 0.75)
-            raise BadInput(f"--config.{key}: {path} has no such key" + (f"; did you mean {near[0]}?" if near else ""))
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        try:
-            config.update_from_flattened_dict({key: value})
-        except TypeError as error:
-            raise BadInput(f"--config.{key}={text}: not {_kind(config, key)}") from error
-    return config
-
-
-def overrides(words: Sequence[str]) -> list[str]:
-    """The `a.b=value` of arguments `--config.a.b=value`. Raises BadInput for any other."""
-    for word in words:
-        if not word.startswith("--config."):
-            raise BadInput(f"unknown argument {word} (see --help)")
-    return [word.removeprefix("--config.") for word in words]
-
-
-def _keys(tree: dict, prefix: str = "") -> list[str]:
-    pairs = [(prefix + key, value) for key, value in tree.items()]
-    return [name for key, value in pairs for name in (_keys(value, f"{key}.") if isinstance(value, dict) else [key])]
-
-
-def _kind(config: ConfigDict, key: str) -> str:
-    for part in key.split("."):
-        config = config[part]
-    return {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}[type(config)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,11 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import jax
     from absl import logging
 
+    from piano_jax.data import Dataset
     from piano_jax.evaluation.plots import plot_losses
+    from piano_jax.learning import cluster
+    from piano_jax.learning.checkpoints import find
     from piano_jax.learning.loop import Diverged, train
     from piano_jax.model.mesh import make_mesh
 
     logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
+    same = flat(config.to_dict() | {"dataset": Dataset(config.data.path, vocabulary=config.vocabulary).fingerprint})
+    same = {key: value for key, value in same.items() if key not in ("data.path", "workers")}
+    cluster.join(" ".join(f"{key}={value}" for key, value in same.items()), config.cluster.timeout)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", f"{options.workdir}/compiled")
     mesh = make_mesh(**config.mesh)
     try:
         with jax.set_mesh(mesh):
@@ -109,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if jax.process_index():
+        return 0
+    if not found:
+        print(f"stopped by SIGTERM: step {find(options.workdir).name} is saved, and the same command goes on from it")
+        return 0
     picture = plot_losses(options.workdir)
     print("validation " + ", ".join(f"{name} {value:.4f}" for name, value in found.items() if "/" not in name))
     print(f"checkpoint   {options.workdir}/checkpoints/{config.steps}")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from piano_jax.config import read_config
 from piano_jax.learning import optimizer
 from piano_jax.learning.phases import model_config
-from piano_jax.train import read_config
 
 ROOT = Path(__file__).parents[1]
 SPECS = ["smoke.py", "laptop.py", "pretrain.py:small", "pretrain.py:medium", "pretrain.py:medium_tpu"]

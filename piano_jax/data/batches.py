@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
-from piano_jax import BadInput
 from piano_jax.data.rows import EvaluationRows, PretrainingRows, Row
 
 Rows = PretrainingRows | EvaluationRows
@@ -18,19 +17,18 @@ Batch = dict[str, Int32[np.ndarray, "b T"] | Float32[np.ndarray, "b T"]]
 
 
 class HostRows:
-    """The rows of one host, step after step. Global batch n is rows n B to (n + 1) B - 1; host h has its h-th block."""
+    """The rows of one host, step after step: of global batch n, rows n B to (n + 1) B - 1, those at `places`."""
 
-    def __init__(self, rows: Rows, batch_size: int, first_step: int, host: int, hosts: int):
-        self.rows, self.batch_size, self.first_step, self.host = rows, batch_size, first_step, host
-        self.share = batch_size // hosts
+    def __init__(self, rows: Rows, batch_size: int, first_step: int, places: Int[np.ndarray, "b"]):
+        self.rows, self.batch_size, self.first_step, self.places = rows, batch_size, first_step, places
 
     def __len__(self) -> int:
         steps = -(-len(self.rows) // self.batch_size)
-        return max(0, steps - self.first_step) * self.share
+        return max(0, steps - self.first_step) * len(self.places)
 
     def __getitem__(self, index: int) -> Row:
-        step, place = divmod(index, self.share)
-        return self.rows[(self.first_step + step) * self.batch_size + self.host * self.share + place]
+        step, place = divmod(index, len(self.places))
+        return self.rows[(self.first_step + step) * self.batch_size + int(self.places[place])]
 
 
 def end_with_parent(worker: int, workers: int) -> None:
@@ -46,21 +44,16 @@ def end_with_parent(worker: int, workers: int) -> None:
 
 
 def batches(
-    rows: Rows, batch_size: int, first_step: int = 0, host: int = 0, hosts: int = 1, workers: int = 0
+    rows: Rows, batch_size: int, first_step: int = 0, places: Int[np.ndarray, "b"] | None = None, workers: int = 0
 ) -> Iterator[Batch]:
-    """This host's part, `batch_size // hosts` rows, of every global batch from `first_step` on.
+    """This host's part of every global batch from `first_step` on: the rows at `places` of each, or else all.
 
     What batches hold depends on `rows`, `batch_size` and the step alone. With `workers`, that many processes make
     whole batches in turn; without, one thread makes the next while this one is used.
-
-    Raises:
-        BadInput: the hosts cannot share a batch equally.
     """
-    if batch_size < hosts or batch_size % hosts:
-        raise BadInput(f"a batch of {batch_size} rows cannot be shared equally by {hosts} hosts")
-    source = HostRows(rows, batch_size, first_step, host, hosts)
+    source = HostRows(rows, batch_size, first_step, np.arange(batch_size) if places is None else places)
     prefetch = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    dataset = grain.MapDataset.source(source).batch(source.share).to_iter_dataset(prefetch)
+    dataset = grain.MapDataset.source(source).batch(len(source.places)).to_iter_dataset(prefetch)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's own flags, which it reads where it starts processes

@@ -59,8 +59,9 @@ def topology(name: str, slices: int) -> list:
     """The devices of TPU slices such as "v5e:16x16", described by libtpu. Raises BadInput."""
     if not importlib.util.find_spec("libtpu"):
         raise BadInput("plans need the TPU compiler: pip install libtpu")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here touches a TPU, so several may compile
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Nothing here touches a TPU: several may compile at once, and libtpu need not ask what machine this is.
+    quiet = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3"}
+    os.environ.update({"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"} | quiet)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices
     except (RuntimeError, ValueError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -35,8 +36,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.path, options=options, item_names=("weights", "optimizer", "run"))
 
     def newest(self) -> int | None:
-        """The newest step that is whole, if there is one."""
-        return self._manager.latest_step()
+        """The newest step that is whole, if there is one; of several hosts, the first decides."""
+        newest = self._manager.latest_step()
+        if jax.process_count() > 1:
+            newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest or 0))) or None
+        return newest
 
     def save(self, step: int, state: TrainState, config: dict) -> None:
         """Copies the state and returns; it is written behind. A step that is there already is left as it is.

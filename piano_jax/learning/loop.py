@@ -21,18 +21,19 @@ from ml_collections import ConfigDict
 
 from piano_jax import BadInput, write_whole
 from piano_jax.command import progress
+from piano_jax.config import flat
 from piano_jax.data import Dataset
-from piano_jax.data.batches import batches
-from piano_jax.learning import checkpoints, metrics, objectives, optimizer
+from piano_jax.data.batches import Batch, batches
+from piano_jax.learning import checkpoints, cluster, metrics, objectives, optimizer
 from piano_jax.learning.phases import Phase, phase_of
-from piano_jax.learning.step import Initializer, Step, abstract_state, initializer, train_step
+from piano_jax.learning.step import Initializer, Step, TrainState, abstract_state, initializer, train_step
 from piano_jax.model import mesh as meshes
 
 CONFIG = "config.json"
 # What a run may change when it goes on: where it computes and how it reports, but not what it computes.
 FREE = (
-    *("mesh", "workers", "accumulate", "loss.chunk", "evaluation", "checkpoint", "data.path"),
-    *("model.remat", "model.attention", "model.block", "model.unroll"),
+    *("mesh", "workers", "accumulate", "loss.chunk", "evaluation", "checkpoint", "profile", "data.path"),
+    *("cluster", "model.remat", "model.attention", "model.block", "model.unroll"),
 )
 
 
@@ -57,17 +58,13 @@ def assemble(config: ConfigDict) -> tuple[Phase, Initializer, Step]:
 def check_owner(workdir: str, run: dict) -> None:
     """Raises BadInput where `workdir` holds another run than this one, or is no folder."""
 
-    def flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-        for key, value in tree.items():
-            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-
     if workdir.startswith("gs://"):
         raise BadInput(f"{workdir}: work directories are local, for now")
     path = epath.Path(workdir) / CONFIG
     if path.parent.exists() and not path.parent.is_dir():
         raise BadInput(f"{workdir}: not a folder")
     if path.exists():
-        theirs, mine = dict(flat(json.loads(path.read_text()))), dict(flat(json.loads(json.dumps(run))))
+        theirs, mine = (flat(json.loads(text)) for text in (path.read_text(), json.dumps(run)))
         for key in sorted(theirs.keys() | mine.keys()):
             if theirs.get(key) != mine.get(key) and not key.startswith(FREE):
                 was, now = (repr(config.get(key)) for config in (theirs, mine))
@@ -83,7 +80,7 @@ def claim(workdir: str, run: dict) -> None:
 def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     """Trains as `config` says, on the mesh that is set, and returns the last evaluation's figures.
 
-    Raises:
+    Told to stop (SIGTERM), it saves and returns none. Raises:
         BadInput: the config, the dataset, the devices and the work directory do not fit together.
         Diverged: a loss or gradient is not finite; the checkpoints in `workdir` are from before.
     """
@@ -106,43 +103,90 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
         state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(jax.random.key(config.seed))
         if config.init_from:
             state = state._replace(weights=checkpoints.start_from(config.init_from, state.weights, config))
+    check_places(state, like)
     claim(workdir, run)
-    origin = f"step {first:,} of {workdir}" if first else config.init_from or "fresh weights"
-    count = sum(x.size for x in jax.tree.leaves(state.weights))
-    print(f"{count:,} parameters, from {origin}", flush=True)
-    print(f"{rows.rows_per_epoch * tokens:,} tokens an epoch, from {dataset.path}", flush=True)
+    if jax.process_index() == 0:
+        origin = f"step {first:,} of {workdir}" if first else config.init_from or "fresh weights"
+        print("\n".join(meshes.table(state.weights)))
+        print(f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} parameters, from {origin}")
+        print(f"{rows.rows_per_epoch * tokens:,} tokens an epoch, from {dataset.path}", flush=True)
 
     # 3. How it learns and is measured.
-    host = {"host": jax.process_index(), "hosts": jax.process_count()}
+    places = meshes.rows_here(config.batch, mesh)
     writer = metrics.Writer(workdir, first)
     utilization = functools.partial(metrics.utilization, config=phase.model, length=config.length, mesh=mesh)
     report = Report(writer, phase.figures, utilization, config.batch * tokens)
+    profile = Profile(f"{workdir}/profile", **config.profile)
+
+    def sharded(batch: Batch) -> dict[str, jax.Array]:
+        return meshes.shard_batch(batch, mesh, config.batch)
 
     def evaluate(weights: nnx.State, step: int) -> dict[str, float]:
         limit = config.evaluation.batches or math.ceil(len(validation) / config.batch)
-        feed = itertools.islice(batches(validation, config.batch, **host), limit)
-        sums = [phase.measure(weights, meshes.shard_batch(batch, mesh)) for batch in feed]
+        feed = itertools.islice(batches(validation, config.batch, places=places), limit)
+        sums = [phase.measure(weights, sharded(batch)) for batch in feed]
         found = phase.figures(jax.tree.map(lambda *parts: sum(map(np.asarray, parts)), *sums))
         writer.write(step, "validation", found)
         return found
 
+    def save(step: int) -> None:
+        with report.timed("save"):
+            report.flush()
+            saved.save(step, state, config.to_dict())
+
     # 4. The loop.
-    feed = batches(rows, config.batch, first, **host, workers=config.workers)
-    with contextlib.closing(saved), contextlib.closing(writer), contextlib.closing(feed):
-        for step in progress(range(first, config.steps), config.steps, "steps", first, report.note):
+    feed = batches(rows, config.batch, first, places, config.workers)
+    steps = range(first, config.steps)
+    if jax.process_index() == 0:
+        steps = progress(steps, config.steps, "steps", first, report.note)
+    with contextlib.ExitStack() as closing, cluster.told_to_stop() as told_to_stop:
+        for part in (saved, writer, feed, profile):
+            closing.enter_context(contextlib.closing(part))
+        for step in steps:
+            if told_to_stop(step):
+                save(step)
+                return {}
             if config.evaluation.every and step % config.evaluation.every == 0:
-                with report.pause():
+                with report.timed("evaluation"):
                     report.validation = evaluate(state.weights, step)
             if step % config.checkpoint.every == 0 and step > first:
-                with report.pause():
-                    report.flush()
-                    saved.save(step, state, config.to_dict())
-            state, sums = step_on(state, meshes.shard_batch(next(feed), mesh))
+                save(step)
+            profile.at(step)
+            with report.timed("data"):
+                batch = sharded(next(feed))
+            state, sums = step_on(state, batch)
             report.step(step, sums)
         report.flush()
         found = evaluate(state.weights, config.steps)
-        saved.save(config.steps, state, config.to_dict())
+        save(config.steps)
     return found
+
+
+def check_places(state: TrainState, like: TrainState) -> None:
+    """Asserts that every array lies on the mesh as it was meant to, weights, moments and all."""
+    for (path, leaf), meant in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(like), strict=True):
+        assert leaf.sharding.is_equivalent_to(meant.sharding, leaf.ndim), (jax.tree_util.keystr(path), leaf.sharding)
+
+
+class Profile:
+    """A window of `steps` steps from `start` on, recorded for xprof; none with 0 steps."""
+
+    def __init__(self, folder: str, start: int, steps: int):
+        self._folder, self._window, self._on = folder, range(start, start + steps), False
+
+    def at(self, step: int) -> None:
+        """Begins or ends the recording before a step."""
+        if (step in self._window) != self._on:
+            self._on = not self._on
+            if self._on:
+                jax.profiler.start_trace(self._folder)
+            else:
+                jax.profiler.stop_trace()
+
+    def close(self) -> None:
+        """Ends a recording that the run's end cut short."""
+        if self._on:
+            jax.profiler.stop_trace()
 
 
 class Report:
@@ -158,6 +202,7 @@ class Report:
         self._writer, self._figures, self._utilization, self._tokens = writer, figures, utilization, tokens
         self._pending: tuple[int, dict] | None = None
         self._since = time.perf_counter()
+        self._spent: dict[str, float] = {}
         self._train: dict[str, float] = {}
         self.validation: dict[str, float] = {}
 
@@ -173,20 +218,25 @@ class Report:
         (step, sums), self._pending = self._pending, None
         sums = jax.device_get(sums)
         self._train = self._figures(sums) | {name: float(sums[name]) for name in ("gradient_norm", "learning_rate")}
-        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
-        speed = self._tokens / seconds
+        now = time.perf_counter()
+        other, self._spent = self._spent, {}
+        step_seconds = now - self._since - other.get("evaluation", 0) - other.get("save", 0)
+        self._since = now
+        seconds = {"step": step_seconds, "compute": step_seconds - other.get("data", 0)} | other
+        speed = self._tokens / step_seconds
         speeds = {"tokens_per_second": speed} | self._utilization(speed)
+        speeds |= {f"seconds/{name}": value for name, value in seconds.items()}
         self._writer.write(step, "train", self._train | speeds)
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(self._train[name]):
                 raise Diverged(f"step {step}: {name} is {self._train[name]}; the last checkpoint is from before")
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time spent here is no step's."""
+    def timed(self, name: str) -> Iterator[None]:
+        """Books the time spent here: waiting for "data" is a step's, "evaluation" and "save" are no step's."""
         start = time.perf_counter()
         yield
-        self._since += time.perf_counter() - start
+        self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
 
     def note(self) -> str:
         """What a progress bar says."""

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from piano_jax import BadInput
 
@@ -138,13 +138,32 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def shard_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[Array]:
-    """This host's rows of a batch, laid out over the mesh as its part of the global batch. Raises BadInput."""
+def rows_here(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "b"]:
+    """Which rows of a global batch lie on this host's devices, in order; hosts may hold the same ones."""
+    cuts = NamedSharding(mesh, spec("batch")).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[cut] for cut in cuts]))
+
+
+def shard_batch(batch: PyTree[np.ndarray], mesh: Mesh, batch_size: int | None = None) -> PyTree[Array]:
+    """A global batch over the mesh, from this host's rows of it, `rows_here`. Raises BadInput."""
 
     def place(rows: np.ndarray) -> Array:
-        if len(rows) * jax.process_count() % parts("batch", mesh):
-            total = len(rows) * jax.process_count()
+        total = batch_size or len(rows)
+        if total % parts("batch", mesh):
             raise BadInput(f"a batch of {total} does not divide over {parts('batch', mesh)} (replica × fsdp)")
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec("batch")), rows)
+        shape = (total, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec("batch")), rows, shape)
 
     return jax.tree.map(place, batch)
+
+
+def table(tree: PyTree[Array]) -> list[str]:
+    """A line for each array of a tree of parameters: its name, shape, where its axes lie, and its bytes on a device."""
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
+        cuts = ", ".join("+".join([axes] if isinstance(axes, str) else axes or "-") for axes in leaf.sharding.spec)
+        size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        shape = " × ".join(map(str, leaf.shape))
+        lines.append(f"{name:<20} {leaf.dtype.name:<8} {shape:<24} {cuts:<40} {size / 2**20:9.2f} MiB")
+    return lines

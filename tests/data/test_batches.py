@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 import pytest
 
-from piano_jax import BadInput
 from piano_jax.data import EvaluationRows, PretrainingRows
 from piano_jax.data.batches import batches
 
@@ -37,10 +36,15 @@ def test_a_batch_is_its_rows_in_order(rows):
         assert np.array_equal(batch["tokens"], np.stack([rows[4 * step + row]["tokens"] for row in range(4)]))
 
 
+def places(hosts: int) -> list[np.ndarray]:
+    """Where each host's rows lie in a batch of 8."""
+    return np.split(np.arange(8), hosts)
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_do_not_enter(rows, hosts):
     steps = 2 * rows.rows_per_epoch // 8  # over the end of an epoch
-    parts = [take(steps, rows, 8, host=host, hosts=hosts) for host in range(hosts)]
+    parts = [take(steps, rows, 8, places=part) for part in places(hosts)]
     assert_same([joined(list(part)) for part in zip(*parts, strict=True)], take(steps, rows, 8))
 
 
@@ -60,14 +64,14 @@ def test_resuming_is_starting_at_another_step(rows):
 def test_evaluation_gives_every_host_as_many_batches(performances, hosts):
     rows = EvaluationRows(performances, "val", 64, isolate=True)
     assert len(rows) % 8
-    parts = [list(batches(rows, 8, host=host, hosts=hosts)) for host in range(hosts)]
+    parts = [list(batches(rows, 8, places=part)) for part in places(hosts)]
     assert {len(part) for part in parts} == {-(-len(rows) // 8)}
     whole = joined([joined(list(part)) for part in zip(*parts, strict=True)])
     assert (whole["segment_ids"] > 0).sum() == performances.manifest["splits"]["val"]["tokens"]
 
 
-def test_hosts_that_cannot_share(rows):
-    with pytest.raises(BadInput, match="a batch of 6 rows cannot be shared equally by 4 hosts"):
-        batches(rows, 6, hosts=4)
-    with pytest.raises(BadInput, match="a batch of 0 rows"):
-        batches(rows, 0)
+def test_hosts_may_hold_the_same_rows_and_rows_apart(rows):
+    whole = take(3, rows, 8)
+    for part in (np.array([0, 1, 4, 5]), np.array([6])):
+        expected = [{key: value[part] for key, value in batch.items()} for batch in whole]
+        assert_same(take(3, rows, 8, places=part), expected)

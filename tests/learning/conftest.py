@@ -50,6 +50,8 @@ def get_config(size="tiny"):
         "workers": 0,
         "evaluation": {"every": 4, "batches": 2},
         "checkpoint": {"every": 3, "keep_last": 2, "keep_every": 0},
+        "profile": {"start": 10, "steps": 0},
+        "cluster": {"timeout": 300},
     })
 """
 
@@ -63,6 +65,6 @@ def config_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(data, config_file) -> ConfigDict:
-    from piano_jax.train import read_config
+    from piano_jax.config import read_config
 
     return read_config(str(config_file), [f"data.path={data}"])
