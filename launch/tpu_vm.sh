@@ -93,7 +93,7 @@ hosts() {
 look() {
   if state=$(describe 2>"$scratch/complaint"); then
     # A request can be ACTIVE for a while after its hosts were taken.
-    [[ $state != ACTIVE || $(hosts 2>/dev/null) != *@(PREEMPTED|TERMINATED)* ]] || state=SUSPENDED
+    if [[ $state == ACTIVE && $(hosts 2>/dev/null) =~ PREEMPTED|TERMINATED ]]; then state=SUSPENDED; fi
   elif grep -q NOT_FOUND "$scratch/complaint"; then
     state=ABSENT
   else
@@ -105,10 +105,11 @@ look() {
 acquire() {
   local seen=""
   while look && [[ $state != ACTIVE ]]; do
-    [[ $state == "$seen" ]] || say "$name: $state"
+    [[ $state == "$seen" || $state == ABSENT ]] || say "$name: $state"
     seen=$state
     case $state in
       ABSENT)
+        say "$name: requesting $slices of $type"
         request || exit
         asked=yes
         ;;
@@ -125,6 +126,11 @@ acquire() {
   held=yes
 }
 
+# stays MESSAGE: says it, and what is still to pay for.
+stays() {
+  say "$1; $name stays, and costs, until: $(quoted "${slice[@]}" delete "$name" "${place[@]}" --force)"
+}
+
 stop() {
   trap - INT TERM
   end_child
@@ -132,12 +138,11 @@ stop() {
   if [[ $running ]]; then
     say "stopping: every host saves"
     on all "piano_jax/launch/worker.sh stop" || true
-    say "stopped; the same command goes on. $name stays, and costs, until: $(quoted "${slice[@]}" delete "$name" "${place[@]}" --force)"
+    stays "stopped, and the same command goes on"
   fi
   exit 130
 }
 
-shopt -s extglob
 scratch=$(mktemp -d)
 trap 'end_child; rm -rf "$scratch"' EXIT
 
@@ -178,21 +183,28 @@ while :; do
   [[ $found == unreachable ]] || running=""
   case $found in
     0)
-      say "finished. $name stays, and costs, until: $(quoted "${slice[@]}" delete "$name" "${place[@]}" --force)"
+      stays "finished"
       exit
       ;;
-    2) exit 2 ;;
+    2)
+      stays "bad input (exit code 2), as above"
+      exit 2
+      ;;
     stopped)
       say "stopped by another launch/tpu_vm.sh"
       exit 130
       ;;
   esac
   # One host that is taken fails all the others, some time before the slice is said to be.
-  sleep "$poll"
-  look
-  if [[ $state == ACTIVE && $found == +([0-9]) && $found != 143 ]]; then
+  for ((looks = 0; looks < 5; looks++)); do
+    sleep "$poll"
+    look
+    [[ $state == ACTIVE && $found =~ ^[0-9]+$ && $found != 143 ]] || break
+  done
+  if ((looks == 5)); then
     say "training failed with exit code $found; the ends of the logs of all hosts:"
     on all "tail -n 20 piano_jax/runs/worker/log" || true
+    stays "failed"
     exit "$found"
   fi
   say "$name: training ended ($found), the slice is $state; once more"

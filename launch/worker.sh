@@ -39,8 +39,9 @@ mount_share() {
   local share=$1 place=/mnt/${1##*/}
   ! mountpoint -q "$place" || return 0
   if ! type -p mount.nfs >/dev/null; then
-    run sudo apt-get update -qq
-    run sudo apt-get install -qq -y nfs-common
+    # A machine that has just started may still be updating itself.
+    run sudo apt-get -o DPkg::Lock::Timeout=300 update -qq
+    run sudo apt-get -o DPkg::Lock::Timeout=300 install -qq -y nfs-common
   fi
   run sudo mkdir -p "$place"
   run sudo mount -t nfs "$share" "$place"

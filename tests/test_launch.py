@@ -366,9 +366,9 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 print("started at", step, sys.argv[1:], file=events, flush=True)
 print("step", step, flush=True)
-if "bad" in sys.argv:
-    print("error: bad: no such config")
-    sys.exit(2)
+if sys.argv[1].startswith("fail="):
+    print("error: as it was told")
+    sys.exit(int(sys.argv[1][5:]))
 while step < 6:
     step += 1
     time.sleep(0.2)
@@ -413,7 +413,7 @@ def wait_for_training(cloud: Path) -> None:
 
 def test_a_preempted_slice_is_requested_again_and_training_goes_on(cloud):
     (cloud / "bad-connection").touch()
-    command = [ROOT / "launch/tpu_vm.sh", *TPU, "--poll", "1", "--", "--workdir", "it's one"]
+    command = [ROOT / "launch/tpu_vm.sh", *TPU, "--poll", "0", "--", "--workdir", "it's one"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for_training(cloud)
         wait_for(lambda: not (cloud / "bad-connection").exists())
@@ -431,14 +431,16 @@ def test_a_preempted_slice_is_requested_again_and_training_goes_on(cloud):
     assert "step 0" in output and "step 3" in output and "finished" in output
 
 
-def test_bad_input_on_the_hosts_ends_it(cloud):
-    done = launch("tpu_vm.sh", *TPU, "--poll", "1", "--", "bad")
-    assert done.returncode == 2 and "error: bad: no such config" in done.stdout
+@pytest.mark.parametrize("code", [1, 2])
+def test_what_fails_on_a_whole_slice_is_not_tried_again(cloud, code):
+    done = launch("tpu_vm.sh", *TPU, "--poll", "0", "--", f"fail={code}")
+    assert done.returncode == code and "error: as it was told" in done.stdout
     assert len(calls(cloud, "create")) == 1 and not calls(cloud, "delete")
+    assert (cloud / "events-host0").read_text().count("started") == 1
 
 
 def test_interrupted_every_host_saves_and_the_slice_stays(cloud):
-    command = [ROOT / "launch/tpu_vm.sh", *TPU, "--poll", "1", "--", "a"]
+    command = [ROOT / "launch/tpu_vm.sh", *TPU, "--poll", "0", "--", "a"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         wait_for_training(cloud)
         process.send_signal(signal.SIGINT)
