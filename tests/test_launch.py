@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -41,6 +43,16 @@ def write_tool(path: Path, body: str) -> None:
 def launch(script: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess:
     command = [ROOT / "launch" / script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+
+
+@contextmanager
+def running(command: list) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()  # or else a test that fails would wait for it
+            raise
 
 
 def dry_run(script: str, *arguments: str, train: list[str] = AWKWARD) -> list[list[str]]:
@@ -288,7 +300,7 @@ def test_signals_reach_every_process_of_a_local_cluster(sent, code):
         "except KeyboardInterrupt: print('interrupted'), sys.exit(130)\n"
     )
     command = [ROOT / "launch/local_cluster.sh", "3", "--", sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with running(command) as process:
         ready = {process.stdout.readline() for _ in range(3)}
         assert ready == {f"[{i}] ready\n" for i in range(3)}
         process.send_signal(sent)
@@ -302,7 +314,7 @@ def test_signals_reach_every_process_of_a_local_cluster(sent, code):
 def test_a_worker_says_whether_it_was_stopped(tell, ends_with, code):
     program = f"trap 'exit {ends_with}' TERM; echo ready; {'sleep 60 & wait' if tell else f'exit {ends_with}'}"
     command = [ROOT / "launch/worker.sh", "run", "bash", "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with running(command) as process:
         assert process.stdout.readline() == "ready\n"
         if tell:
             process.terminate()
@@ -314,16 +326,17 @@ import json, os, shutil, subprocess, sys
 from pathlib import Path
 
 cloud, words = Path(os.environ["CLOUD"]), sys.argv[1:]
-state, hosts = cloud / "state", [cloud / "host0", cloud / "host1"]
+state, nodes, hosts = cloud / "state", cloud / "nodes", [cloud / "host0", cloud / "host1"]
 options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
 with (cloud / "calls").open("a") as calls:
     print(json.dumps(words), file=calls)
 if words[2] == "tpu-vm":
-    print("READY")
+    print(nodes.read_text())
     sys.exit()
 verb = words[3]
 if verb == "create":
     state.write_text("ACTIVE")
+    nodes.write_text("READY READY")
     for host in hosts:
         host.mkdir()
 elif not state.exists():
@@ -334,7 +347,7 @@ elif verb == "delete":
     state.unlink()
     for host in hosts:
         shutil.rmtree(host)
-elif state.read_text() != "ACTIVE":
+elif state.read_text() != "ACTIVE" or "PREEMPTED" in nodes.read_text():
     sys.exit("ERROR: (gcloud) the TPU is in state PREEMPTED")
 elif verb == "scp":
     for host in hosts:
@@ -400,7 +413,7 @@ def calls(cloud: Path, verb: str) -> list[list[str]]:
     return [words for words in lines if words[3] == verb]
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -411,13 +424,14 @@ def wait_for_training(cloud: Path) -> None:
     wait_for(lambda: (cloud / "waits-host0").exists() and (cloud / "waits-host1").exists())
 
 
-def test_a_preempted_slice_is_requested_again_and_training_goes_on(cloud):
+@pytest.mark.parametrize(("file", "says"), [("state", "SUSPENDED"), ("nodes", "READY PREEMPTED")])
+def test_a_preempted_slice_is_requested_again_and_training_goes_on(file, says, cloud):
     (cloud / "bad-connection").touch()
     command = [ROOT / "launch/tpu_vm.sh", *TPU, "--poll", "0", "--", "--workdir", "it's one"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with running(command) as process:
         wait_for_training(cloud)
         wait_for(lambda: not (cloud / "bad-connection").exists())
-        (cloud / "state").write_text("SUSPENDED")
+        (cloud / file).write_text(says)
         for host in ("host0", "host1"):
             os.kill(int((cloud / host / "piano_jax/runs/worker/id").read_text()), signal.SIGTERM)
         output = process.communicate(timeout=60)[0]
@@ -441,7 +455,7 @@ def test_what_fails_on_a_whole_slice_is_not_tried_again(cloud, code):
 
 def test_interrupted_every_host_saves_and_the_slice_stays(cloud):
     command = [ROOT / "launch/tpu_vm.sh", *TPU, "--poll", "0", "--", "a"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with running(command) as process:
         wait_for_training(cloud)
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=60)[0]
