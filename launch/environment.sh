@@ -4,6 +4,8 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 child=""
+dry_run=""
+rest=()
 trap 'end_child' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
@@ -13,6 +15,58 @@ say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() {
   printf 'error: %s\n' "$*" >&2
   exit 2
+}
+
+# options VALUED FLAGS ARGUMENT…: reads --name VALUE (or --name=VALUE) of the names in VALUED, and --name of those in
+# FLAGS, into variables of these names, a flag as "yes"; what follows a -- becomes $rest. --help and --dry-run are read
+# for every script.
+options() {
+  local valued=" $1 " flags=" $2 dry-run " key
+  shift 2
+  while (($#)); do
+    case $1 in
+      --)
+        rest=("${@:2}")
+        return
+        ;;
+      -h | --help)
+        usage
+        exit
+        ;;
+    esac
+    key=${1#--} key=${key%%=*}
+    if [[ ! $key =~ ^[a-z-]+$ ]]; then
+      fail "unknown argument $1 (see launch/${0##*/} --help)"
+    elif [[ $1 == --*=* && $valued == *" $key "* ]]; then
+      set -- "--$key" "${1#*=}" "${@:2}"
+    fi
+    if [[ $1 == "--$key" && $valued == *" $key "* ]]; then
+      [[ -n ${2:-} && $2 != -- ]] || fail "--$key wants a value (see launch/${0##*/} --help)"
+      printf -v "${key//-/_}" %s "$2"
+      shift 2
+    elif [[ $1 == "--$key" && $flags == *" $key "* ]]; then
+      printf -v "${key//-/_}" yes
+      shift
+    else
+      fail "unknown argument $1 (see launch/${0##*/} --help)"
+    fi
+  done
+}
+
+# quoted WORD…: prints a line that a shell reads as these words.
+quoted() {
+  local word line="" quote="'\\''"
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word="'${word//\'/$quote}'"
+    line+="${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+# act COMMAND…: runs it, or with --dry-run only prints it. It gets no terminal to read, which would stop it, for it runs
+# in the background.
+act() {
+  if [[ $dry_run ]]; then quoted "$@"; else run "$@" </dev/null; fi
 }
 
 # start COMMAND…: runs it in the background, in a process group of its own, whose id is $child.
