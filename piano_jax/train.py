@@ -54,9 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cluster.join(" ".join(f"{key}={value}" for key, value in same.items()), config.cluster.timeout)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", f"{options.workdir}/compiled")
-    mesh = make_mesh(**config.mesh)
     try:
-        with jax.set_mesh(mesh):
+        with cluster.leaving_on_errors(), jax.set_mesh(mesh := make_mesh(**config.mesh)):
             found = train(config, options.workdir, mesh)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)

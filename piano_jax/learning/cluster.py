@@ -4,7 +4,9 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
@@ -26,30 +28,22 @@ def join(run: str, timeout: int) -> None:
     Raises:
         BadInput: a host does not appear within `timeout` seconds, or means another run.
     """
-    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-    said = [os.environ.get(name) for name in names]
-    if any(said):
-        if not all(said):
-            raise BadInput(
-                f"{' and '.join(name for name in names if not os.environ.get(name))}: not set, unlike the rest"
-            )
-        if not (said[1].isdigit() and said[2].isdigit() and int(said[2]) < int(said[1]) and ":" in said[0]):
-            raise BadInput(
-                f"{', '.join(f'{n}={v}' for n, v in zip(names, said, strict=True))}: not a place in a cluster"
-            )
-        address, count, index, local = said[0], int(said[1]), int(said[2]), None
+    place = {name: os.environ.get(name, "") for name in PLACE}
+    if any(place.values()):
+        address, *numbers = place.values()
+        if not (":" in address and all(map(str.isdigit, numbers)) and int(numbers[1]) < int(numbers[0])):
+            raise BadInput(f"{' '.join(f'{name}={value}' for name, value in place.items())}: no place in a cluster")
+        (count, index), local = map(int, numbers), None
     else:
-        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout)
-        address, count, index, local = found
+        address, count, index, local = ClusterEnv.auto_detect_unset_distributed_params(*(None,) * 5, timeout)
     if address is None or count in (None, 1):
         return
     roll_call(address, count, index, run, timeout)
-    jax.distributed.initialize(
-        address, count, index, local, initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT
-    )
+    waits = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": 60}
+    jax.distributed.initialize(address, count, index, local, **waits)
 
 
-def roll_call(address: str, count: int, index: int, run: str, timeout: float) -> None:
+def roll_call(address: str, count: int, index: int, run: str, timeout: int) -> None:
     """Returns when all hosts are there and mean the same run.
 
     Host 0 hears them on the coordinator's port, which JAX takes next; JAX's own wait ends in a stack trace that tells
@@ -59,7 +53,7 @@ def roll_call(address: str, count: int, index: int, run: str, timeout: float) ->
     host, _, port = address.rpartition(":")
     verdict = _hear(int(port), count, run, deadline) if index == 0 else _report(host, int(port), index, run, deadline)
     if verdict is None:
-        raise BadInput(f"host 0 of {count}: not there after {timeout:.0f} s, at {address}")
+        raise BadInput(f"host 0 of {count}: not there after {timeout} s, at {address}")
     if verdict:
         raise BadInput(verdict)
 
@@ -108,6 +102,22 @@ def _difference(mine: str, theirs: str) -> str:
     """The first words in which two runs differ."""
     pairs = zip(mine.split(), theirs.split(), strict=False)
     return next((f"{other}, host 0 {one}" for one, other in pairs if one != other), "another config")
+
+
+@contextlib.contextmanager
+def leaving_on_errors() -> Iterator[None]:
+    """Ends this process at once where an error occurs and others are there: Python's own end would wait for them."""
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        code = {BadInput: 2, KeyboardInterrupt: 130}.get(type(error), 1)
+        if not isinstance(error, (BadInput, KeyboardInterrupt, jax.errors.JaxRuntimeError)):
+            traceback.print_exc()
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"error: host {jax.process_index()} of {jax.process_count()}: {reason}", file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 @contextlib.contextmanager

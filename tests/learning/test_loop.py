@@ -1,14 +1,10 @@
 """A run is the same however often it is killed, wherever it goes on, and stops where it should."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,32 +14,9 @@ from piano_jax import BadInput
 from piano_jax.data import Dataset
 from piano_jax.data.shards import Writer, new_folder
 from piano_jax.learning.checkpoints import Checkpoints, find
-from piano_jax.learning.loop import Diverged, train
-from piano_jax.model.mesh import make_mesh
+from piano_jax.learning.loop import Diverged
 from piano_jax.train import main
-
-ROOT = Path(__file__).parents[2]
-
-
-def losses(workdir: Path, group: str = "train") -> dict[int, float]:
-    whole, _, _ = (workdir / "metrics.jsonl").read_text().rpartition("\n")  # a run may be writing another line
-    lines = [json.loads(line) for line in whole.splitlines()]
-    found = [(line["step"], line["loss"]) for line in lines if line["group"] == group]
-    assert len(found) == len(dict(found)), "a step is written twice"
-    return dict(found)
-
-
-def run(config, workdir: Path) -> dict[str, float]:
-    mesh = make_mesh(**config.mesh)
-    with jax.set_mesh(mesh):
-        return train(config, str(workdir), mesh)
-
-
-def launch(config_file: Path, data: Path, workdir: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "piano_jax.train", f"--config={config_file}", f"--workdir={workdir}"]
-    words = [f"--config.{override}" for override in (f"data.path={data}", *overrides)]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command + words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+from tests.learning.runs import launch, losses, run
 
 
 def test_killed_three_times_and_resumed_writes_the_same_losses_to_the_bit(config_file, data, tmp_path):
