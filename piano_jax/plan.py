@@ -1,7 +1,6 @@
 """`python -m piano_jax.plan`: whether a config's train step fits on a pod, compiled without one."""
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(describe(plan, config.batch * config.length))
             fits = plan.fits
-            figures |= {name: value for name, value in dataclasses.asdict(plan).items() if name != "text"}
+            figures |= {name: value for name, value in vars(plan).items() if name != "compiled"}
     print("fits" if fits else "does not fit")
     if options.out:
         write_whole(options.out, (json.dumps(figures | {"fits": fits}, indent=1) + "\n").encode())

@@ -26,7 +26,7 @@ ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32":
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step needs of one chip, in bytes, FLOPs and seconds; `text` is the compiled module."""
+    """What one step needs of one chip, in bytes, FLOPs and seconds."""
 
     weights: int
     optimizer: int
@@ -38,7 +38,7 @@ class Plan:
     flops: float  # that learning from the tokens of a step needs, without what remat computes again
     floor: float  # seconds, at the chip's peak
     compiling: float  # seconds
-    text: str = dataclasses.field(repr=False)
+    compiled: jax.stages.Compiled
 
     @property
     def total(self) -> int:
@@ -93,7 +93,7 @@ def plan(config: ConfigDict, mesh: Mesh) -> Plan:
             lack = re.search(r"Used \S+ of \S+ \w+\. Exceeded \w+ capacity by \S+?(?=\.\s|$)", str(error), re.M)
             raise TooLarge(lack[0] if lack else str(error).splitlines()[0]) from error
         seconds = time.perf_counter() - start
-    used, text = compiled.memory_analysis(), compiled.as_text()
+    used = compiled.memory_analysis()
     tokens = config.batch * phase.example["tokens"].size
     flops = tokens * metrics.flops_per_token(phase.model, config.length) / mesh.size
     return Plan(
@@ -103,11 +103,11 @@ def plan(config: ConfigDict, mesh: Mesh) -> Plan:
         temporaries=used.temp_size_in_bytes,
         program=used.generated_code_size_in_bytes,
         memory=chip.memory,
-        collectives=collectives(text),
+        collectives=collectives(compiled.as_text()),
         flops=flops,
         floor=flops / chip.flops,
         compiling=seconds,
-        text=text,
+        compiled=compiled,
     )
 
 
