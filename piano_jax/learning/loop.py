@@ -131,7 +131,6 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
 
     def save(step: int) -> None:
         with report.timed("save"):
-            report.flush()
             saved.save(step, state, config.to_dict())
 
     # 4. The loop.
@@ -216,16 +215,16 @@ class Report:
         if self._pending is None:
             return
         (step, sums), self._pending = self._pending, None
-        sums = jax.device_get(sums)
+        with self.timed("compute"):
+            sums = jax.device_get(sums)
         self._train = self._figures(sums) | {name: float(sums[name]) for name in ("gradient_norm", "learning_rate")}
         now = time.perf_counter()
-        other, self._spent = self._spent, {}
-        step_seconds = now - self._since - other.get("evaluation", 0) - other.get("save", 0)
+        spent, self._spent = self._spent, {}
+        step_seconds = now - self._since - spent.get("evaluation", 0) - spent.get("save", 0)
         self._since = now
-        seconds = {"step": step_seconds, "compute": step_seconds - other.get("data", 0)} | other
         speed = self._tokens / step_seconds
         speeds = {"tokens_per_second": speed} | self._utilization(speed)
-        speeds |= {f"seconds/{name}": value for name, value in seconds.items()}
+        speeds |= {f"seconds/{name}": value for name, value in ({"step": step_seconds} | spent).items()}
         self._writer.write(step, "train", self._train | speeds)
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(self._train[name]):
@@ -233,7 +232,13 @@ class Report:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Books the time spent here: waiting for "data" is a step's, "evaluation" and "save" are no step's."""
+        """Books the time that the host waits here: for "data", for the devices' "compute", for "evaluation" or "save".
+
+        The latter two are no step's. The host prepares a step while the devices compute the one before, so where
+        waiting for compute is nothing, data is what they wait for.
+        """
+        if name in ("evaluation", "save"):
+            self.flush()  # the step that still runs ends on its own account
         start = time.perf_counter()
         yield
         self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start

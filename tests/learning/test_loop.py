@@ -182,6 +182,18 @@ def test_a_disk_that_fills_up_ends_in_one_line(config, tmp_path, monkeypatch):
         run(config, tmp_path)
 
 
+def test_the_time_of_steps_is_split(config, tmp_path):
+    config.steps, config.checkpoint.every, config.profile = 9, 4, {"start": 5, "steps": 2}
+    run(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["group"] == "train"]
+    for line in steps:
+        assert line["seconds/step"] >= line["seconds/compute"] + line.get("seconds/data", 0) > 0
+    assert [line["step"] for line in steps if "seconds/evaluation" in line] == [0, 4, 8]
+    assert [line["step"] for line in steps if "seconds/save" in line] == [4, 8]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_nothing_compiles_in_a_steady_state(config, tmp_path):
     config.steps = 10
     with jax.log_compiles(), CountCompiles() as compiles:
