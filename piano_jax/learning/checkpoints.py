@@ -6,8 +6,9 @@ number of batches learnt from, and of the config. A step's folder takes its name
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
+from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
+from orbax.checkpoint import v1
 
 from piano_jax import BadInput
+from piano_jax.command import progress
+from piano_jax.data.shards import new_folder
 from piano_jax.learning.phases import model_config
 from piano_jax.learning.step import TrainState
 from piano_jax.music import Vocabulary
 
 FOLDER = "checkpoints"
+Leaf = tuple[str, ...]  # the path of a parameter in a model
 
 
 class Checkpoints:
@@ -93,12 +98,17 @@ def find(checkpoint: str) -> epath.Path:
     return folder / str(max(steps))
 
 
-def read_config(checkpoint: str) -> ConfigDict:
-    """The config of the run that a checkpoint is of. Raises BadInput."""
+def read_run(checkpoint: str) -> dict:
+    """The step and the config of the run that a checkpoint is of. Raises BadInput."""
     path = find(checkpoint) / "run/metadata"
     if not path.exists():
         raise BadInput(f"{checkpoint}: does not say of which run it is")
-    return ConfigDict(json.loads(path.read_text())["config"])
+    return json.loads(path.read_text())
+
+
+def read_config(checkpoint: str) -> ConfigDict:
+    """The config of the run that a checkpoint is of. Raises BadInput."""
+    return ConfigDict(read_run(checkpoint)["config"])
 
 
 def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:
@@ -144,6 +154,34 @@ def start_from(checkpoint: str, fresh: nnx.State, config: ConfigDict) -> nnx.Sta
         rows = found[path][...].at[np.maximum(source, 0)].get(out_sharding=leaf[...].sharding)
         found[path] = leaf.replace(jnp.where(source[:, None] >= 0, rows, leaf[...]))
     return nnx.from_flat_state([(path, found.get(path, leaf)) for path, leaf in ours.values()])
+
+
+def read_leaf(checkpoint: str, leaf: Leaf) -> Shaped[np.ndarray, "..."]:
+    """One weight of a checkpoint by its path, in the precision that it was saved in, on the host. Raises BadInput."""
+    folder, path = find(checkpoint) / "weights", (*leaf, "value")
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = nnx.traversals.flatten_mapping(reader.metadata(folder).item_metadata.tree)
+        if path not in stored:
+            raise BadInput(f"{folder}: holds no {'.'.join(leaf)}")
+        item = nnx.traversals.unflatten_mapping({path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype)})
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        read = reader.restore(folder, args=ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True))
+    return jax.tree.leaves(read)[0]
+
+
+def write_leaves(
+    folder: str, leaves: Collection[Leaf], read: Callable[[Leaf], Shaped[np.ndarray, "..."]], run: dict
+) -> None:
+    """A new folder like a step's, without an optimizer; no more than one weight is held at a time. Raises BadInput."""
+    with new_folder(Path(folder)) as partial:
+        item = partial / "item"
+        for leaf in progress(leaves, len(leaves), "arrays"):
+            v1.partial.save(item, nnx.traversals.unflatten_mapping({(*leaf, "value"): read(leaf)}))
+        v1.partial.finalize(item)
+        (item / "state").rename(partial / "weights")
+        shutil.rmtree(item)
+        (partial / "run").mkdir()
+        (partial / "run/metadata").write_text(json.dumps(run))
 
 
 def _restore(folder: epath.Path, like: nnx.State) -> nnx.State:
