@@ -27,9 +27,9 @@ A folder of weights goes wherever a checkpoint does: --checkpoint weights/aria, 
 
 IMPORT = """\
 Reads what the authors released, or files in the same layout: language model, embedding, classifier or conditioned, in
-float32, bfloat16 or float16. Kind and sizes are read from the tensors. How many heads attention has is in none of them:
-it stands as "n_heads" in a JSON file beside the weights, of the same stem or called config.json, or is given; else heads
-are of 64.
+float32, bfloat16 or float16. Kind and sizes are read from the tensors. How many heads attention has is in none of
+them: it stands as "n_heads" in a JSON file beside the weights, of the same stem or called config.json, or is given;
+else heads are of 64.
 """
 EXPORT = """\
 To MODEL.safetensors: under the authors' names, with the sizes that their code wants in config.json beside it. To any
