@@ -67,7 +67,7 @@ def export(checkpoint: str, out: str) -> TransformerConfig:
     if out.endswith(".safetensors"):
         aria.write_file(out, model, read)
     else:
-        checkpoints.write_leaves(out, aria.layout(model), read, checkpoints.read_run(checkpoint))
+        checkpoints.write_leaves(out, aria.parameters(model), read, checkpoints.read_run(checkpoint))
     return model
 
 

@@ -208,8 +208,8 @@ class Model(nnx.Module):
         if config.head == "conditioned":
             self.adapter = weight(rngs, (D, config.head_size), ("table", None))
         if config.lora_rank:
-            learns = ("lora", "adapter") if config.gives_logits else ("lora", "head_table")
-            nnx.set_metadata(self, only=lambda path, _: not set(path) & set(learns), frozen=True)
+            old = "token_table", "layers", "norm", "head_table" if config.gives_logits else ""
+            nnx.set_metadata(self, only=lambda path, _: path[0] in old and "lora" not in path, frozen=True)
 
     @jax.jit
     def encode(
