@@ -6,16 +6,19 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from piano_jax import BadInput
 from piano_jax.convert import load_aria, main
-from piano_jax.learning.checkpoints import read_config, read_weights
+from piano_jax.learning.checkpoints import Checkpoints, read_config, read_weights, start_from
 from piano_jax.learning.phases import model_config
+from piano_jax.learning.step import abstract_state, initializer
 from piano_jax.model import Model, TransformerConfig
 from piano_jax.model.aria import layout
+from piano_jax.model.mesh import make_mesh
 
 SHAPE = {"vocabulary_size": 2675, "d_model": 16, "layers": 2, "heads": 2, "ff_width": 32, "context": 64}
 KINDS = {"language": 0, "embedding": 6, "classifier": 5, "conditioned": 6}
@@ -96,6 +99,32 @@ def test_vocabularies_and_heads_are_those_of_the_file(write, tmp_path):
     main(["import", str(write()), str(tmp_path / "piano"), "--heads", "4"])
     config = read_config(str(tmp_path / "piano"))
     assert config.vocabulary == "piano" and config.model.heads == 4 and model_config(config).context == 64
+
+
+def test_from_phase_to_phase_and_out(write, tmp_path, capsys):
+    """Weights of the authors' layout start an embedding model, that a classifier, and that goes out again."""
+    path, checkpoint = write(), tmp_path / "language"
+    main(["import", str(path), str(checkpoint)])
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        for head, size in (("embedding", 8), ("classifier", 16)):
+            config = read_config(str(checkpoint))
+            config.model.head, config.model.head_size = head, size
+            init = initializer(model_config(config), optax.sgd(0.1))
+            places = jax.tree.map(lambda x: x.sharding, abstract_state(init, mesh))
+            state = jax.jit(init, out_shardings=places)(jax.random.key(size))
+            state = state._replace(weights=start_from(str(checkpoint), state.weights, config))
+            assert f"head_table (head {head}), which starts fresh" in capsys.readouterr().out
+            checkpoint = tmp_path / head
+            saved = Checkpoints(str(checkpoint), 1, 0)
+            saved.save(1, state, config.to_dict())
+            saved.close()
+    main(["export", str(checkpoint), str(tmp_path / "out.safetensors")])
+    before, after = load_file(path), load_file(tmp_path / "out.safetensors")
+    assert before.keys() - after.keys() == {"lm_head.weight"} and after.keys() - before.keys() == {"class_head.weight"}
+    for name in before.keys() & after.keys():
+        np.testing.assert_array_equal(before[name], after[name])
+    np.testing.assert_array_equal(after["class_head.weight"], state.weights["head_table"][...])
 
 
 def test_bad_input_is_named_and_leaves_nothing(write, tmp_path):
