@@ -88,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     writer.add_argument("checkpoint", metavar="DIR", help="a work directory (its newest step) or one checkpoint")
     writer.add_argument("out", metavar="MODEL.safetensors|FOLDER", help="must not exist; the ending decides")
     options = parser.parse_args(arguments)
+    for path in [options.file, options.folder] if options.command == "import" else [options.out]:
+        if path.startswith("gs://"):
+            raise BadInput(f"{path}: convert works on local files; only the checkpoint to export may be on gs://")
 
     from absl import logging
 

@@ -86,6 +86,7 @@ def test_import_and_export_of_the_authors_weights(shared, tmp_path, name, capsys
 
 def test_an_exported_folder_is_weights_alone_and_goes_where_a_checkpoint_does(write, tmp_path):
     main(["import", str(write()), str(tmp_path / "one")])
+    (tmp_path / ".two.partial/item/half").mkdir(parents=True)  # as if killed
     main(["export", str(tmp_path / "one"), str(tmp_path / "two")])
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"weights", "run"}
     one, two = (nnx.split(restored(tmp_path / name))[1] for name in ("one", "two"))
@@ -147,5 +148,6 @@ def test_bad_input_is_named_and_leaves_nothing(write, tmp_path):
     refused("no checkpoint", "export", tmp_path / "nowhere", tmp_path / "new")
     refused("--help", "export", tmp_path / "whole")
     refused("--help", "exprot")
+    refused("gs://bucket/new: convert works on local files", "import", path, "gs://bucket/new")
     path.write_bytes(path.read_bytes()[:-1])
     refused("not a whole safetensors file", "import", path, tmp_path / "new")
