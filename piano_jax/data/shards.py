@@ -99,8 +99,8 @@ def _begin(folder: Path, arguments: dict | None) -> None:
             found = json.loads(first)
             changed = ", ".join(key for key in arguments if found.get(key) != arguments[key])
             raise BadInput(f"{folder}: begun with other {changed}: go on with the same, or remove this folder")
-    for file in folder.iterdir():
-        file.unlink()
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     if arguments:
         journal.write_bytes(begun)
 

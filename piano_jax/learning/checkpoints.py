@@ -1,13 +1,17 @@
 """Checkpoints on disk, by Orbax: weights, optimizer and where the run stands, saved while training goes on.
 
 A work directory holds `checkpoints/STEP/{weights,optimizer,run}`; `run` is a small JSON of the step, which is also the
-number of batches learnt from, and of the config. A step's folder takes its name only when it is whole.
+number of batches learnt from, and of the config. A step's folder takes its name only when it is whole. A run of LoRA
+saves what learns alone, and holds the frozen weights once, in `base/weights`; whoever reads its checkpoints gets both,
+merged.
 """
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +20,20 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
+from orbax.checkpoint import v1
 
 from piano_jax import BadInput
+from piano_jax.command import progress
+from piano_jax.data.shards import new_folder
 from piano_jax.learning.phases import model_config
 from piano_jax.learning.step import TrainState
+from piano_jax.model.lora import merged, split
 from piano_jax.music import Vocabulary
 
-FOLDER = "checkpoints"
+FOLDER, BASE = "checkpoints", "base"
+Leaf = tuple[str, ...]  # the path of a parameter in a model
 
 
 class Checkpoints:
@@ -50,29 +59,41 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(self.path).free
+        learning, frozen = split(state.weights)
+        if frozen and self.newest() is not None:  # then they are there
+            frozen = None
+        needed = sum(x.nbytes for x in jax.tree.leaves((learning, frozen, state.optimizer)))
+        free = shutil.disk_usage(self.path).free
         if free < needed:  # asked first, for TensorStore's own threads print stacks when the disk fills up
             left = f"a checkpoint needs up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are left"
             raise BadInput(f"{self.path}: {left}; the checkpoints before this one are whole")
         items = {
-            "weights": ocp.args.StandardSave(state.weights),
+            "weights": ocp.args.StandardSave(learning),
             "optimizer": ocp.args.StandardSave(state.optimizer),
             "run": ocp.args.JsonSave({"step": step, "config": config}),
         }
         with _full_disk(self.path):
+            if frozen:
+                with ocp.StandardCheckpointer() as writer:
+                    writer.save(self.path.parent / BASE / "weights", frozen, force=True)
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a step, in the shapes and shardings of `like`. Raises BadInput where they do not fit."""
+        learning, frozen = split(like.weights)
         items = {
-            "weights": ocp.args.StandardRestore(like.weights),
+            "weights": ocp.args.StandardRestore(learning),
             "optimizer": ocp.args.StandardRestore(like.optimizer),
         }
         folder = self.path / str(step)
-        _check_fit(folder, _stored_shapes(folder), _shapes(like.weights))
+        stored = {".".join(path): array.shape for path, (_, array) in _stored(folder).items()}
+        _check_fit(folder, stored, _shapes(like.weights))
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         position = jax.device_put(np.int32(step), like.step.sharding)
-        return TrainState(position, restored["weights"], restored["optimizer"])
+        weights = restored["weights"]
+        if frozen:
+            weights = nnx.merge_state(weights, _restore(self.path.parent / BASE, frozen))
+        return TrainState(position, weights, restored["optimizer"])
 
     def close(self) -> None:
         """Waits for what is still being written. Raises BadInput where there is no space left."""
@@ -93,12 +114,19 @@ def find(checkpoint: str) -> epath.Path:
     return folder / str(max(steps))
 
 
-def read_config(checkpoint: str) -> ConfigDict:
-    """The config of the run that a checkpoint is of. Raises BadInput."""
+def read_run(checkpoint: str) -> dict:
+    """The step and the config of a checkpoint's run, without LoRA, for weights are read merged. Raises BadInput."""
     path = find(checkpoint) / "run/metadata"
     if not path.exists():
         raise BadInput(f"{checkpoint}: does not say of which run it is")
-    return ConfigDict(json.loads(path.read_text())["config"])
+    run = json.loads(path.read_text())
+    run["config"].pop("lora", None)
+    return run
+
+
+def read_config(checkpoint: str) -> ConfigDict:
+    """The config of a checkpoint's run, without LoRA. Raises BadInput."""
+    return ConfigDict(read_run(checkpoint)["config"])
 
 
 def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:
@@ -123,7 +151,12 @@ def start_from(checkpoint: str, fresh: nnx.State, config: ConfigDict) -> nnx.Sta
     for name in sorted(stored.keys() - taken):
         print(f"{checkpoint}: leaves out {name} (head {old.head})")
     for name in sorted(wanted.keys() - taken):
-        print(f"{checkpoint}: has no {name} (head {new.head}), which starts fresh")
+        if ours[name][1].get_metadata().get("frozen"):
+            raise BadInput(
+                f"{checkpoint}: has no {name} (head {new.head}), which LoRA leaves as it is; set lora.rank 0"
+            )
+        if "lora" not in ours[name][0]:
+            print(f"{checkpoint}: has no {name} (head {new.head}), which starts fresh")
 
     by_token = set()
     if old.vocabulary_size != new.vocabulary_size:
@@ -146,22 +179,77 @@ def start_from(checkpoint: str, fresh: nnx.State, config: ConfigDict) -> nnx.Sta
     return nnx.from_flat_state([(path, found.get(path, leaf)) for path, leaf in ours.values()])
 
 
+def read_leaf(checkpoint: str, leaf: Leaf) -> Shaped[np.ndarray, "..."]:
+    """One weight of a checkpoint by its path, in the precision that it was saved in, on the host. Raises BadInput."""
+    folder = find(checkpoint)
+    stored = _stored(folder)
+    if leaf not in stored:
+        raise BadInput(f"{folder}: holds no {'.'.join(leaf)}")
+
+    def read(leaf: Leaf) -> np.ndarray:
+        item, array = stored[leaf]
+        like = nnx.traversals.unflatten_mapping({(*leaf, "value"): jax.ShapeDtypeStruct(array.shape, array.dtype)})
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        with ocp.PyTreeCheckpointer() as reader:
+            return jax.tree.leaves(reader.restore(item, ocp.args.PyTreeRestore(like, how, partial_restore=True)))[0]
+
+    change = [(*leaf[:-1], "lora", leaf[-1], part) for part in ("a", "b")]
+    return merged(read(leaf), *map(read, change)) if change[0] in stored else read(leaf)
+
+
+def write_leaves(
+    folder: str, leaves: Collection[Leaf], read: Callable[[Leaf], Shaped[np.ndarray, "..."]], run: dict
+) -> None:
+    """A new folder like a step's, without an optimizer; no more than one weight is held at a time. Raises BadInput."""
+    with new_folder(Path(folder)) as partial:
+        item = partial / "item"
+        for leaf in progress(leaves, len(leaves), "arrays"):
+            v1.partial.save(item, nnx.traversals.unflatten_mapping({(*leaf, "value"): read(leaf)}))
+        v1.partial.finalize(item)
+        (item / "state").rename(partial / "weights")
+        shutil.rmtree(item)
+        (partial / "run").mkdir()
+        (partial / "run/metadata").write_text(json.dumps(run))
+
+
 def _restore(folder: epath.Path, like: nnx.State) -> nnx.State:
     """Those weights of a checkpoint that `like` has, in its shapes and shardings."""
+    if any("lora" in path for path in _stored(folder)):
+
+        def put(path: Leaf, leaf: nnx.Variable) -> nnx.Variable:
+            value = read_leaf(str(folder), path)
+            return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, x.sharding, value.__getitem__), leaf)
+
+        return nnx.from_flat_state([(path, put(path, leaf)) for path, leaf in nnx.to_flat_state(like)])
     how = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.PyTreeCheckpointer() as reader:
         return reader.restore(folder / "weights", ocp.args.PyTreeRestore(like, how, partial_restore=True))
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Shapes of weights by name, whether "value" is an attribute of a parameter or a key that was stored."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path[:-1], simple=True, separator="."): leaf.shape for path, leaf in leaves}
+def _stored(folder: epath.Path) -> dict[Leaf, tuple[epath.Path, Any]]:
+    """A checkpoint's weights by path, with LoRA's and those that it leaves frozen: the folder, and Orbax's metadata."""
+
+    def arrays(item: epath.Path) -> dict[Leaf, tuple[epath.Path, Any]]:
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(item).item_metadata.tree
+        return {path[:-1]: (item, array) for path, array in nnx.traversals.flatten_mapping(tree).items()}
+
+    own, base = arrays(folder / "weights"), folder.parent.parent / BASE / "weights"
+    if not any("lora" in path for path in own):
+        return own
+    if not base.exists():
+        raise BadInput(f"{folder}: holds what LoRA trained alone; the weights that it changes are missing, {base}")
+    return arrays(base) | own
+
+
+def _shapes(weights: nnx.State) -> dict[str, tuple[int, ...]]:
+    """Shapes of weights by name."""
+    return {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(weights)}
 
 
 def _stored_shapes(folder: epath.Path) -> dict[str, tuple[int, ...]]:
-    with ocp.StandardCheckpointer() as reader:
-        return _shapes(reader.metadata(folder / "weights").item_metadata.tree)
+    """Shapes of a checkpoint's weights by name, LoRA's merged."""
+    return {".".join(path): array.shape for path, (_, array) in _stored(folder).items() if "lora" not in path}
 
 
 def _check_fit(folder: epath.Path, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:

@@ -28,6 +28,7 @@ from piano_jax.learning import checkpoints, cluster, metrics, objectives, optimi
 from piano_jax.learning.phases import Phase, phase_of
 from piano_jax.learning.step import Initializer, Step, TrainState, abstract_state, initializer, train_step
 from piano_jax.model import mesh as meshes
+from piano_jax.model.lora import split
 
 CONFIG = "config.json"
 # What a run may change when it goes on: where it computes and how it reports, but not what it computes.
@@ -108,7 +109,11 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     if jax.process_index() == 0:
         origin = f"step {first:,} of {workdir}" if first else config.init_from or "fresh weights"
         print("\n".join(meshes.table(state.weights)))
-        print(f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} parameters, from {origin}")
+        count, learning = (
+            sum(x.size for x in jax.tree.leaves(part)) for part in (state.weights, split(state.weights)[0])
+        )
+        some = f" ({learning:,} of them learn)" if learning < count else ""
+        print(f"{count:,} parameters{some}, from {origin}")
         print(f"{rows.rows_per_epoch * tokens:,} tokens an epoch, from {dataset.path}", flush=True)
 
     # 3. How it learns and is measured.

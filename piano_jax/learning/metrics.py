@@ -22,13 +22,14 @@ def flops_per_token(config: TransformerConfig, length: int) -> int:
 
     A multiplication with an addition is two. Forward: 2 for each weight of a matrix that meets the token (not the table
     of embeddings), and in each layer 2 · 2 · d_model for each position attended to, of which causality leaves
-    (length + 1) / 2. The backward pass takes twice as many. What remat computes again does not count.
+    (length + 1) / 2. The backward pass takes twice as many, or once for weights that LoRA leaves frozen, whose gradient
+    nothing needs. What remat computes again does not count.
     """
     D, F, L = config.d_model, config.ff_width, config.layers
     outputs = config.vocabulary_size if config.gives_logits else config.head_size
     matrices = L * (4 * D * D + 3 * D * F) + D * outputs
     attended = L * 2 * D * (length + 1)
-    return 3 * (2 * matrices + attended)
+    return (2 if config.lora_rank else 3) * 2 * matrices + 3 * attended
 
 
 def figures(sums: dict[str, np.ndarray], kinds: Sequence[str]) -> dict[str, float]:

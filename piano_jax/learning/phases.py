@@ -45,6 +45,10 @@ def model_config(config: ConfigDict) -> TransformerConfig:
     size = changes.pop("size")
     if size not in SIZES:
         raise BadInput(f"{size}: no such size of model (there are {', '.join(SIZES)})")
+    if rank := config.lora.rank if "lora" in config else 0:
+        changes["lora_rank"] = rank
+        if not config.init_from:
+            raise BadInput(f"lora.rank {rank}: there are no weights to change; give --config.init_from")
     return getattr(TransformerConfig, size)(vocabulary_size=Vocabulary(config.vocabulary).size, **changes)
 
 

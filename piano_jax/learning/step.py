@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32, Key, Shaped
 
 from piano_jax.learning.objectives import Sums
 from piano_jax.model import mesh as meshes
+from piano_jax.model.lora import split
 from piano_jax.model.transformer import Model, TransformerConfig
 
 Objective = Callable[[Model, dict[str, Array], Key[Array, ""] | None], tuple[Float[Array, ""], Sums]]
@@ -40,7 +41,7 @@ def initializer(config: TransformerConfig, tx: optax.GradientTransformation) -> 
 
     def init(key: Array) -> TrainState:
         weights = nnx.split(Model(config, nnx.Rngs(key)))[1]
-        return TrainState(jnp.zeros((), jnp.int32), weights, tx.init(weights))
+        return TrainState(jnp.zeros((), jnp.int32), weights, tx.init(split(weights)[0]))
 
     return init
 
@@ -56,14 +57,15 @@ def abstract_state(init: Initializer, mesh: Mesh) -> TrainState:
 
 
 def summed_gradient(graph: nnx.GraphDef, objective: Objective, accumulate: int) -> Gradient:
-    """The gradient of a batch's summed loss, and its sums. The batch is taken in `accumulate` parts, one by one.
+    """The gradient of a batch's summed loss by what learns, and its sums. The batch is taken in `accumulate` parts.
 
     Gradients of sums add up; whoever divides them by the summed weights divides once, so that parts which hold less
     (padding) count less, and the outcome is the same as over the whole batch.
     """
 
     def gradient(weights: nnx.State, batch: dict[str, Array], key: Key[Array, ""]) -> tuple[nnx.State, Sums]:
-        return jax.grad(lambda w: objective(nnx.merge(graph, w), batch, key), has_aux=True)(weights)
+        learning, frozen = split(weights)
+        return jax.grad(lambda w: objective(nnx.merge(graph, w, frozen), batch, key), has_aux=True)(learning)
 
     if accumulate == 1:
         return gradient
@@ -93,12 +95,14 @@ def train_step(gradient: Gradient, tx: optax.GradientTransformation, rate: optax
 
     def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        learning, frozen = split(state.weights)
         gradients, sums = gradient(state.weights, batch, key)
         weight = jnp.maximum(sums["weight"].sum(), 1)
-        gradients = jax.tree.map(lambda g: g / weight, gradients)
-        updates, optimizer = tx.update(gradients, state.optimizer, state.weights)
+        gradients = jax.tree.map(lambda g: g / weight, split(gradients)[0])
+        updates, optimizer = tx.update(gradients, state.optimizer, learning)
         sums |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
-        return TrainState(state.step + 1, optax.apply_updates(state.weights, updates), optimizer), sums
+        weights = nnx.merge_state(optax.apply_updates(learning, updates), frozen)
+        return TrainState(state.step + 1, weights, optimizer), sums
 
     return jax.jit(step, donate_argnums=0)
 

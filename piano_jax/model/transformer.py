@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from piano_jax import BadInput
 from piano_jax.model.attention import KERNELS, attention
+from piano_jax.model.lora import LowRank
 from piano_jax.model.mesh import placed, reshard
 
 CHOICES = {
@@ -45,6 +46,7 @@ class TransformerConfig:
     attention: str = "auto"  # the kernel: see attention.py
     block_q: int = 512  # splash attention's, in positions: at most so many queries,
     block_kv: int = 512  # and keys, at a time
+    lora_rank: int = 0  # of the trained changes to the layers' weights; then all but these and a new head is frozen
     unroll: int = 1  # layers in a step of the scan; `layers` leaves no loop
 
     def __post_init__(self):
@@ -156,6 +158,9 @@ class Layers(nnx.Module):
         self.gate = weight(rngs, (L, F, D), (None, "ff", "model"))
         self.up = weight(rngs, (L, F, D), (None, "ff", "model"))
         self.down = weight(rngs, (L, D, F), (None, "model", "ff"), residual)
+        inputs = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1} if config.lora_rank else {}
+        changes = {name: LowRank(getattr(self, name), axes, config.lora_rank, rngs) for name, axes in inputs.items()}
+        self.lora = nnx.Dict(changes)
 
     def __call__(
         self,
@@ -167,20 +172,27 @@ class Layers(nnx.Module):
         def use(param: nnx.Param, *axes: str | None) -> Array:  # cast first: half as many bytes to gather
             return reshard(param[...].astype(x.dtype), *axes)
 
+        def changed(product: Array, name: str, h: Array, which: int | None = None) -> Array:  # by LoRA, if at all
+            return product + self.lora[name](h, which) if name in self.lora else product
+
         def add(change: Float[Array, "B T D"], which: int) -> Float[Array, "B T D"]:
             return x + (change if noise is None else dropout(change, noise[0][which], noise[1]))
 
+        place = jax.typeof(x).sharding
         h = self.norm1(x).astype(x.dtype)
-        q, k, v = (computed_once(jnp.einsum("BTD,HKD->BTHK", h, w)) for w in use(self.qkv, None, "heads", None, None))
+        weights = use(self.qkv, None, "heads", None, None)
+        products = (computed_once(jnp.einsum("BTD,HKD->BTHK", h, w)) for w in weights)
+        q, k, v = (changed(product, "qkv", h, which) for which, product in enumerate(products))
         h = attend(rotate(q, by), rotate(k, by), v)
-        w = use(self.out, None, "heads", None)
-        x = add(jnp.einsum("BTHK,DHK->BTD", h, w, out_sharding=jax.typeof(x).sharding), 0)
+        product = jnp.einsum("BTHK,DHK->BTD", h, use(self.out, None, "heads", None), out_sharding=place)
+        x = add(changed(product, "out", h), 0)
 
         h = self.norm2(x).astype(x.dtype)
-        gate, up = (computed_once(jnp.einsum("BTD,FD->BTF", h, use(w, "ff", None))) for w in (self.gate, self.up))
+        products = (computed_once(jnp.einsum("BTD,FD->BTF", h, use(w, "ff", None))) for w in (self.gate, self.up))
+        gate, up = (changed(product, name, h) for name, product in zip(("gate", "up"), products, strict=True))
         h = jax.nn.silu(gate) * up
-        w = use(self.down, None, "ff")
-        return add(jnp.einsum("BTF,DF->BTD", h, w, out_sharding=jax.typeof(x).sharding), 1)
+        product = jnp.einsum("BTF,DF->BTD", h, use(self.down, None, "ff"), out_sharding=place)
+        return add(changed(product, "down", h), 1)
 
 
 class Model(nnx.Module):
@@ -195,6 +207,9 @@ class Model(nnx.Module):
         self.head_table = weight(rngs, (outputs, D), (None, "table"))
         if config.head == "conditioned":
             self.adapter = weight(rngs, (D, config.head_size), ("table", None))
+        if config.lora_rank:
+            old = "token_table", "layers", "norm", "head_table" if config.gives_logits else ""
+            nnx.set_metadata(self, only=lambda path, _: path[0] in old and "lora" not in path, frozen=True)
 
     @jax.jit
     def encode(

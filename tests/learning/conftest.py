@@ -46,6 +46,7 @@ def get_config(size="tiny"):
         "schedule": {"shape": "linear", "peak": 1e-2, "warmup": 2, "final": 0.1},
         "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.1},
         "init_from": "",
+        "lora": {"rank": 0},
         "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
         "workers": 0,
         "evaluation": {"every": 4, "batches": 2},

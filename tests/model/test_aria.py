@@ -1,15 +1,15 @@
+import dataclasses
 import json
-import pathlib
 
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from piano_jax import BadInput
 from piano_jax.convert import load_aria
-
-FIXTURES = pathlib.Path(__file__).parents[3] / "shared/fixtures/checkpoints"
+from piano_jax.model.aria import layout, parameters, read_leaf, read_sizes, write_file
 
 V, D, F, LAYERS, HEADS, E = 29, 16, 24, 2, 2, 6
 HEAD = {
@@ -97,10 +97,10 @@ def test_agrees_with_a_plain_forward_pass(write, kind):
         np.testing.assert_allclose(model(tokens, embedding), hidden[:, 1:] @ table.T, atol=1e-4)
 
 
-@pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"the authors' outputs are not here: {FIXTURES}")
 @pytest.mark.parametrize("name", ["lm", "embedding", "classifier", "conditioned_lm"])
-def test_agrees_with_the_authors(name):
-    model, said = load_aria(FIXTURES / f"{name}.safetensors"), np.load(FIXTURES / f"{name}.npz")
+def test_agrees_with_the_authors(name, shared):
+    path = shared / f"fixtures/checkpoints/{name}.safetensors"
+    model, said = load_aria(path), np.load(path.with_suffix(".npz"))
     np.testing.assert_allclose(model.encode(said["tokens"]), said["hidden"], atol=1e-4)
     out = model(said["tokens"], said["embedding"]) if "embedding" in said else model(said["tokens"])
     last = said["output"].shape[1]
@@ -151,3 +151,72 @@ def test_bad_files_name_the_culprit(write, tmp_path):
     refused("not a whole safetensors file", path)
     path.write_bytes(b"not safetensors")
     refused("not a whole safetensors file", path)
+    refused("twice", write(tensors | {"_orig_mod.lm_head.weight": tensors["lm_head.weight"]}))
+    name = "model.encode_layers.1.mixed_qkv.weight"
+    refused(f"{name} is of type I8", write(tensors | {name: tensors[name].astype(np.int8)}))
+    refused(f"{name} is float16, where", write(tensors | {name: tensors[name].astype(np.float16)}))
+    for bad in (np.nan, -np.inf):
+        refused(f"{name} holds numbers that are not finite", write(tensors | {name: np.full((3 * D, D), bad, "f4")}))
+
+
+@pytest.mark.parametrize("kind", HEAD)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_a_file_read_and_written_has_the_same_bytes(write, tmp_path, kind, dtype):
+    tensors = {name: value.astype(dtype) for name, value in random_tensors(kind).items()}
+    path, out = (
+        write({f"_orig_mod.{name}": value for name, value in tensors.items()}),
+        tmp_path / "out/model.safetensors",
+    )
+    config = read_sizes(path)
+    write_file(out, config, lambda leaf: read_leaf(path, config, leaf))
+    assert sorted(file.name for file in out.parent.iterdir()) == ["config.json", "model.safetensors"]
+    with safe_open(out, framework="numpy") as file:
+        assert set(file.keys()) == tensors.keys()
+        for name, value in tensors.items():
+            again = file.get_tensor(name)
+            assert (again.dtype, again.shape, again.tobytes()) == (value.dtype, value.shape, value.tobytes()), name
+    assert read_sizes(out) == config
+
+
+def test_parameters_are_read_in_the_shapes_of_the_model(write):
+    tensors = random_tensors("language")
+    path = write(tensors)
+    config = read_sizes(path)
+    assert layout(config).keys() == parameters(config).keys()
+    qkv = read_leaf(path, config, ("layers", "qkv"))
+    assert qkv.shape == parameters(config)["layers", "qkv"].shape
+    second = tensors["model.encode_layers.1.mixed_qkv.weight"]
+    np.testing.assert_array_equal(qkv[1, 2, 1], second[2 * D + D // HEADS :])  # of layer 1 the values of head 1
+
+
+def test_sizes_are_written_as_the_authors_name_them(write, tmp_path):
+    for kind, size in [("language", {}), ("embedding", {"emb_size": E}), ("classifier", {"class_size": E})]:
+        path, out = write(random_tensors(kind)), tmp_path / kind / "model.safetensors"
+        config = read_sizes(path)
+        write_file(out, config, lambda leaf, path=path, config=config: read_leaf(path, config, leaf))
+        said = json.loads((tmp_path / kind / "config.json").read_text())
+        shape = {"d_model": D, "n_heads": HEADS, "n_layers": LAYERS, "ff_mult": F / D, "max_seq_len": 64}
+        constant = {"drop_p": 0.0, "resid_dropout": 0.0, "grad_checkpoint": False}
+        assert said == shape | constant | {"vocab_size": V} | size
+
+
+def test_nothing_is_written_over_nor_half(write, tmp_path):
+    path, out = write(random_tensors("language")), tmp_path / "out/model.safetensors"
+    config = read_sizes(path)
+
+    def read(leaf):
+        return read_leaf(path, config, leaf)
+
+    with pytest.raises(BadInput, match=r"model\.encode_layers\.0\.ff_up_proj\.weight holds"):
+        write_file(out, config, lambda leaf: read(leaf) * (np.nan if leaf == ("layers", "up") else 1))
+    assert not out.parent.exists()
+    write_file(out, config, read)
+    before = out.read_bytes()
+    with pytest.raises(BadInput, match="exists already"):
+        write_file(out, config, read)
+    write_file(out.with_name("second.safetensors"), config, read)  # of the same sizes
+    other = dataclasses.replace(config, heads=4)
+    with pytest.raises(BadInput, match=r"config\.json: exists already"):
+        write_file(out.with_name("third.safetensors"), other, read)
+    assert out.read_bytes() == before
+    assert sorted(x.name for x in out.parent.iterdir()) == ["config.json", "model.safetensors", "second.safetensors"]
