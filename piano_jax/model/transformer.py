@@ -116,13 +116,13 @@ class LayerNorm(nnx.Module):
 
 
 Attend = Callable[[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]], Float[Array, "B T H K"]]
-Rotation = tuple[Float[Array, "1 T 1 _"], Float[Array, "1 T 1 _"]]
+Rotation = tuple[Float[Array, "#B T 1 _"], Float[Array, "#B T 1 _"]]
 
 
-def rotation(length: int, head_size: int) -> Rotation:
+def rotation(positions: Int[Array, "#B T"], head_size: int) -> Rotation:
     """Cosines and sines of the rotary position embedding, base 500,000."""
     frequencies = 500_000.0 ** -(np.arange(0, head_size, 2, dtype=np.float32) / head_size)
-    angles = jnp.arange(length, dtype=jnp.float32)[None, :, None, None] * frequencies[None, None, None]
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -233,7 +233,7 @@ class Model(nnx.Module):
             keys = jax.random.split(dropout_key, (config.layers, 2))
             noise = keys, jnp.linspace(0.0, config.residual_dropout, config.layers)
 
-        by = rotation(x.shape[1], config.d_model // config.heads)
+        by = rotation(jnp.arange(x.shape[1])[None], config.d_model // config.heads)
         blocks = config.block_q, config.block_kv
         attend = functools.partial(attention, segment_ids=segment_ids, kernel=config.attention, blocks=blocks)
         definition, weights = nnx.split(self.layers)
