@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Integer, Key
 from piano_jax import BadInput
 from piano_jax.inference.grammar import Place, grammar_of
 from piano_jax.inference.sampling import Cuts, Sampling, draw
+from piano_jax.model import mesh as meshes
 from piano_jax.model.mesh import placed, reshard
 from piano_jax.model.transformer import Layers, Model, TransformerConfig, rotation
 from piano_jax.music.vocabulary import NOTE, PAIR, Vocabulary
@@ -80,10 +81,9 @@ class Program:
     sizes: tuple[int, ...]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def lay_out(rules: tuple[str, bool], model: Model) -> Weights:
-    """The weights of a model for decoding by the grammar of a vocabulary."""
-    dtype = model.config.dtype
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def lay_out(rules: tuple[str, bool], dtype: str, model: Model) -> Weights:
+    """The weights of a model, cast, for decoding by the grammar of a vocabulary."""
 
     def put(x: Array, *axes: str | None) -> Array:
         return reshard(x.astype(dtype), *axes)
@@ -291,7 +291,9 @@ class Decoder:
         if not model.config.gives_logits:
             raise BadInput(f"a model with head {model.config.head!r} gives no tokens, and so continues nothing")
         self.config, self.vocabulary, self.rules = model.config, vocabulary, rules
-        self.weights = lay_out((vocabulary.name, rules), model)
+        if meshes.platform() == "cpu":  # whose bfloat16 is the slower
+            self.config = dataclasses.replace(self.config, dtype="float32")
+        self.weights = lay_out((vocabulary.name, rules), self.config.dtype, model)
 
     def program(self, slots: int, sampling: Sampling, is_guided: bool) -> Program:
         sizes = sizes_for(slots, self.config.context)

@@ -51,5 +51,7 @@ def read_embedding(spec: str) -> Float32[np.ndarray, "E"]:
         raise BadInput(f"{file}: not a file of embeddings") from error
     found = np.flatnonzero(paths == wanted) if wanted else np.arange(len(paths))
     if len(found) != 1:
-        raise BadInput(f"{file}: holds {len(found)} embeddings" + (f" of {wanted}" if wanted else "; name one, FILE:PATH"))
+        raise BadInput(
+            f"{file}: holds {len(found)} embeddings" + (f" of {wanted}" if wanted else "; name one, FILE:PATH")
+        )
     return embeddings[found[0]]
