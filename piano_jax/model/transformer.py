@@ -207,7 +207,8 @@ class Model(nnx.Module):
         """The state at every position after the last normalisation, float32: the one encoder of every phase.
 
         Positions of other segments are invisible. An embedding, projected, takes position 0, the tokens move one
-        position on and the last one drops out. A dropout key turns residual dropout on. Raises BadInput.
+        position on and the last one drops out; where there are segments, zeros are no embedding, and invisible. A
+        dropout key turns residual dropout on. Raises BadInput.
         """
         config = self.config
         if tokens.shape[1] > config.context:
@@ -227,7 +228,8 @@ class Model(nnx.Module):
         if segment_ids is not None:
             segment_ids = reshard(segment_ids, "batch", None)
             if embedding is not None:
-                segment_ids = jnp.concatenate([segment_ids[:, :1], segment_ids[:, :-1]], axis=1)
+                first = jnp.where((embedding != 0).any(1, keepdims=True), segment_ids[:, :1], -1)
+                segment_ids = jnp.concatenate([first, segment_ids[:, :-1]], axis=1)
         noise = None
         if dropout_key is not None and config.residual_dropout:
             keys = jax.random.split(dropout_key, (config.layers, 2))
