@@ -57,5 +57,6 @@ def get_config(size: str = "small") -> ConfigDict:
             "evaluation": {"every": max(20, steps // 20), "batches": 8 if on_cpu else 50},
             "checkpoint": {"every": max(20, steps // 10), "keep_last": 2, "keep_every": 0},
             "profile": {"start": 10, "steps": 0},
+            "cluster": {"timeout": 300},
         }
     )

@@ -39,7 +39,7 @@ def parser() -> Parser:
     add("--checkpoint", required=True, metavar="DIR", help="a work directory (its newest step) or one step's folder")
     add("--prompt", required=True, metavar="FILE.mid", help="what to continue")
     add("--out", required=True, metavar="DIR", type=Path, help="folder to make; must be empty or not exist")
-    add("--prompt-seconds", type=float, default=15, help="how much of it, from its first note (default: %(default)s)")
+    add("--prompt-seconds", type=float, default=15.0, help="how much of it, from its first note (default: %(default)s)")
     add("--variations", type=int, default=4, help="how many continuations (default: %(default)s)")
     add("--tokens", type=int, default=2048, help="the longest continuation; a note is three (default: %(default)s)")
     add("--temperature", type=float, default=0.98, help="0 takes the likeliest token (default: %(default)s)")

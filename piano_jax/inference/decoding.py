@@ -34,7 +34,7 @@ WARM_UP = 250  # tokens over which guidance comes in
 # Which axis of a matrix goes where, so that the input's come first: a CPU multiplies a vector by rows of the output.
 MOVES = {"qkv": (-1, 0), "out": (0, -1), "gate": (-1, 0), "up": (-1, 0), "down": (-1, 0)}
 
-Layer = tuple[Float[Array, "B H K S"], Float[Array, "B H S K"]]  # the keys and the values of one layer
+Layer = tuple[Float[Array, "B H K _"], Float[Array, "B H _ K"]]  # keys and values of one layer, slots or new ones
 
 
 class Weights(NamedTuple):
