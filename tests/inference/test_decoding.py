@@ -1,13 +1,9 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from piano_jax import BadInput
-from piano_jax.inference import decoding
-from piano_jax.inference.decoding import Decoder, sizes_for, tail
-from piano_jax.inference.sampling import Sampling
-from piano_jax.model.mesh import make_mesh, shardings
+from piano_jax.inference.decoding import Decoder
+from piano_jax.model.mesh import make_mesh
 from piano_jax.music import Vocabulary
 
 PIANO = Vocabulary("piano")
