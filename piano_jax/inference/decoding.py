@@ -266,10 +266,10 @@ def decode(
 
 
 def tail(ids: Integer[np.ndarray, "T"], keep: int, vocabulary: Vocabulary) -> Integer[np.ndarray, "_"]:
-    """The last tokens, at most `keep`, from where an event or a segment begins."""
+    """The last tokens, if they are more than `keep` at most so many, from where an event or a segment begins."""
     opens = np.isin(vocabulary.role[ids], (NOTE, PAIR)) | (ids == vocabulary.time)
     places = np.flatnonzero(opens[-keep:])
-    return ids[-keep:][places[0] if len(places) else 0 :]
+    return ids if len(ids) <= keep else ids[-keep:][places[0] if len(places) else 0 :]
 
 
 def sizes_for(slots: int, context: int) -> tuple[int, ...]:
