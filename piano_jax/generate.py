@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             takes = f"embeddings of size {model.config.head_size}" if model.config.head_size else "no embedding"
             raise BadInput(f"{options.embedding}: of size {len(embedding)}, and {options.checkpoint} takes {takes}")
         prompt = prompt_of(notes, vocabulary, options.prompt_seconds)
-        if len(prompt) == len(prompt_of(notes, vocabulary, 0)):
+        if len(prompt) == len(prompt_of(notes, vocabulary, 0.0)):
             print(f"{options.prompt}: no notes to continue, so the continuations start from nothing")
         if len(prompt) > model.config.context:
             print(

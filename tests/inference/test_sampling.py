@@ -1,18 +1,19 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from piano_jax import BadInput
 from piano_jax.inference.sampling import Sampling, draw
 
-LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.04, 0.01, 0.0], np.float32))
+LOGITS = np.append(np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.04, 0.01], np.float32)), np.float32(-np.inf))
 
 
 def shares(**changes) -> np.ndarray:
     """How often each of seven tokens is drawn, of 20,000."""
     sampling = Sampling(**{"temperature": 1.0, "min_p": 0.0} | changes)
     keys = jax.random.split(jax.random.key(1), 20_000)
-    drawn, nats = draw(np.tile(LOGITS, (20_000, 1)), keys, sampling.cuts, sampling.sorts)
+    drawn, nats = draw(jnp.tile(LOGITS, (20_000, 1)), keys, sampling.cuts, sampling.sorts)
     np.testing.assert_allclose(nats, LOGITS[drawn], rtol=1e-5)  # before temperature and cuts
     return np.bincount(drawn, minlength=7) / 20_000
 

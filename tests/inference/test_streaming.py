@@ -29,9 +29,8 @@ def test_heard_in_parts_is_heard_as_one(decoder):
     ids = prompt_of(notes, PIANO, 12.0)
     drawn = np.concatenate([drawn for drawn, _ in decoder.decode([ids], 120, sampling=GREEDY)], 1)[0]
     whole = PIANO.decode(np.concatenate([ids, drawn]))
-    expected = list(
-        zip(*(x[len(notes) :].tolist() for x in (whole.onset, whole.duration, whole.pitch, whole.velocity)))
-    )
+    columns = np.stack([whole.onset, whole.duration, whole.pitch, whole.velocity], 1)
+    expected = [tuple(note) for note in columns[len(notes) :].tolist()]
     assert len(played) >= 30 and played == expected[: len(played)]
 
 
