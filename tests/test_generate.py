@@ -25,6 +25,7 @@ def save(path: Path, **changes) -> str:
     """A work directory of an untrained model."""
     config = ConfigDict({"vocabulary": "piano", "model": SHAPE | changes})
     state = initializer(model_config(config), optimizer.adamw(lambda _: 1.0, 0.9, 0.95, 1e-5, 0.1))(jax.random.key(0))
+    state = state._replace(weights=jax.tree.map(lambda x: 8 * x, state.weights))  # so that its tokens matter to it
     saved = checkpoints.Checkpoints(str(path), 1, 0)
     saved.save(3, state, config.to_dict())
     saved.close()
@@ -61,15 +62,16 @@ def test_what_it_leaves(generate, prompt):
     assert names == {f"{n}{end}" for n in (1, 2) for end in (".mid", "-new.mid", ".png")} | {"continuations.json"}
     said = json.loads((out / "continuations.json").read_text())
     assert said["asked"]["tokens"] == 60 and said["asked"]["prompt_seconds"] == 5
-    given = read_midi(prompt)
-    played = int((given.onset < 4990).sum())
+    given = PIANO.decode(np.array(said["prompt"]))
+    assert 0 < len(given) < len(read_midi(prompt)) and given.onset.max() < 5000
     for number, continuation in enumerate(said["continuations"], 1):
         ids = np.array(said["prompt"] + continuation["tokens"])
         whole, new = read_midi(out / f"{number}.mid"), read_midi(out / f"{number}-new.mid")
         assert len(continuation["log_probabilities"]) == len(continuation["tokens"]) <= 60
         assert max(continuation["log_probabilities"]) <= 0
-        assert continuation["notes"] == len(PIANO.decode(ids)) - len(PIANO.decode(np.array(said["prompt"])))
-        assert (whole.pitch[:played] == given.pitch[:played]).all()
+        assert continuation["notes"] == len(PIANO.decode(ids)) - len(given)
+        played = set(zip(whole.onset.tolist(), whole.pitch.tolist(), strict=True))
+        assert set(zip(given.onset.tolist(), given.pitch.tolist(), strict=True)) <= played
         assert len(new) and whole.onset[len(whole) - 1] >= 4500
         assert (out / f"{number}.png").read_bytes()[:4] == b"\x89PNG"
 
