@@ -1,7 +1,8 @@
 """Pieces on disk, and the rows and batches that training reads. `batches` is imported apart, for Grain is heavy."""
 
+from piano_jax.data.pairs import PairRows, ValidationPairs
 from piano_jax.data.prefixes import Labelled
 from piano_jax.data.rows import EvaluationRows, PretrainingRows
 from piano_jax.data.shards import Dataset
 
-__all__ = ["Dataset", "EvaluationRows", "Labelled", "PretrainingRows"]
+__all__ = ["Dataset", "EvaluationRows", "Labelled", "PairRows", "PretrainingRows", "ValidationPairs"]

@@ -9,19 +9,19 @@ from piano_jax.data.shards import Dataset
 from piano_jax.music import Vocabulary, augment
 
 # What a stream of random numbers is for; with the seed, the epoch and the row it makes the stream's key.
-PIECE_ORDER, ROW_ORDER, AUGMENTATION = range(3)
+PIECE_ORDER, ROW_ORDER, AUGMENTATION, SLICES = range(4)
 
 Pieces = Dataset | Labelled
 Row = dict[str, Int32[np.ndarray, "T"] | Float32[np.ndarray, "T"]]
 
 
-def _bits(seed: int, *place: int) -> np.random.Philox:
+def bits(seed: int, *place: int) -> np.random.Philox:
     return np.random.Philox(np.random.SeedSequence(seed, spawn_key=place))
 
 
-def _permutation(size: int, seed: int, *place: int) -> Int64[np.ndarray, "size"]:
+def permutation(size: int, seed: int, *place: int) -> Int64[np.ndarray, "size"]:
     """Sorts raw random bits, which NumPy promises not to change between versions, as it does not for shuffles."""
-    return _bits(seed, *place).random_raw(size).argsort(kind="stable")
+    return bits(seed, *place).random_raw(size).argsort(kind="stable")
 
 
 class Line:
@@ -91,7 +91,7 @@ class PretrainingRows:
         cut = int(order[place])
         ids = line.cut(cut * self.length, self.length)
         if self.augmented:
-            random = np.random.Generator(_bits(self.seed, AUGMENTATION, epoch, cut))
+            random = np.random.Generator(bits(self.seed, AUGMENTATION, epoch, cut))
             ids = augment(ids, self.dataset.vocabulary, random)
         return row_of(ids, self.length, self.dataset.vocabulary, self.isolate)
 
@@ -99,8 +99,8 @@ class PretrainingRows:
         """An epoch's pieces and order of rows; the one before is kept too, for threads that are still in it."""
         laid = self._epochs.get(epoch)
         if laid is None:
-            line = Line(self.dataset, self.pieces[_permutation(len(self.pieces), self.seed, PIECE_ORDER, epoch)])
-            laid = line, _permutation(self.rows_per_epoch, self.seed, ROW_ORDER, epoch)
+            line = Line(self.dataset, self.pieces[permutation(len(self.pieces), self.seed, PIECE_ORDER, epoch)])
+            laid = line, permutation(self.rows_per_epoch, self.seed, ROW_ORDER, epoch)
             self._epochs = {number: kept for number, kept in self._epochs.items() if number == epoch - 1}
             self._epochs[epoch] = laid
         return laid

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import Shaped
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1
@@ -29,6 +30,8 @@ from piano_jax.command import progress
 from piano_jax.data.shards import new_folder
 from piano_jax.learning.phases import model_config
 from piano_jax.learning.step import TrainState
+from piano_jax.model import Model
+from piano_jax.model import mesh as meshes
 from piano_jax.model.lora import merged, split
 from piano_jax.music import Vocabulary
 
@@ -134,6 +137,16 @@ def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:
     folder = find(checkpoint)
     _check_fit(folder, _stored_shapes(folder), _shapes(like))
     return _restore(folder, like)
+
+
+def read_model(checkpoint: str, mesh: Mesh) -> tuple[Model, ConfigDict]:
+    """The model of a checkpoint, laid out over the mesh that is set, and its run's config. Raises BadInput."""
+    config = read_config(checkpoint)
+    model = nnx.eval_shape(lambda: Model(model_config(config), nnx.Rngs(0)))
+    graph, shapes = nnx.split(model)
+    places = meshes.shardings(shapes, mesh)
+    like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    return nnx.merge(graph, read_weights(checkpoint, like)), config
 
 
 def start_from(checkpoint: str, fresh: nnx.State, config: ConfigDict) -> nnx.State:
