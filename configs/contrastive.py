@@ -31,11 +31,11 @@ LAPTOP = {
     "length": 128,
     "batch": 32,
     "accumulate": 1,
-    "steps": 160,
-    "schedule": {"peak": 1e-3, "warmup": 10},
+    "steps": 100,
+    "schedule": {"peak": 2e-4, "warmup": 5},
     "workers": 0,
-    "evaluation": {"every": 40, "batches": 4},
-    "checkpoint": {"every": 40},
+    "evaluation": {"every": 25, "batches": 4},
+    "checkpoint": {"every": 25},
 }
 
 
