@@ -90,7 +90,9 @@ class PairRows:
 
 
 class ValidationPairs:
-    """Pairs that never change: one of each piece of a split, in the dataset's order, not augmented.
+    """Pairs that never change: one of each piece of a split, in one order, not augmented.
+
+    The order is shuffled, for neighbours in a dataset are alike, and a batch of them would be harder than any other.
 
     Rows past the last weigh nothing, so that every host finds as many batches. Raises BadInput where there is no piece.
     """
@@ -98,11 +100,12 @@ class ValidationPairs:
     def __init__(self, dataset: Dataset, split: str, length: int, shortest: int, longest: int):
         self._rows = PairRows(dataset, split, length, 1, 0, shortest, longest, augmented=False)
         self.left_out = self._rows.left_out
+        self._pieces = self._rows.pieces[permutation(len(self._rows.pieces), 0, PIECE_ORDER, 0)]
 
     def __len__(self) -> int:
-        return len(self._rows.pieces)
+        return len(self._pieces)
 
     def __getitem__(self, row: int) -> Pair:
         if row < len(self):
-            return self._rows.pair(0, int(self._rows.pieces[row]))
+            return self._rows.pair(0, int(self._pieces[row]))
         return no_pair(self._rows.length, self._rows.dataset.vocabulary)
