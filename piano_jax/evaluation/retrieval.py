@@ -31,7 +31,7 @@ def _ranks(unit: Float32[np.ndarray, "N E"], group: np.ndarray, queries: np.ndar
     same = group[queries][:, None] == group
     same[np.arange(len(queries)), queries] = False
     best = np.where(same, alike, -np.inf).max(1)
-    return 1.0 + ((alike >= best[:, None]) & ~same).sum(1)
+    return 1.0 + (~(alike < best[:, None]) & ~same).sum(1)  # what is not a number ranks last
 
 
 def nearest(

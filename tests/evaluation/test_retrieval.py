@@ -41,6 +41,7 @@ def test_extremes():
     assert retrieval(vectors, list("abcabc"))["recall@1"] == 0
     assert retrieval(vectors, ["", "", "a", "b", "c", "d"]) == {"queries": 0}
     same = np.ones((5, 3), np.float32)  # a collapsed embedding finds nothing
+    assert retrieval(np.full((5, 3), np.nan, np.float32), list("aabcd"))["recall@1"] == 0
     assert retrieval(same, list("aabcd")) == pytest.approx({"recall@1": 0, "mrr": 0.25, "queries": 2})
 
 
