@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole path, small: MIDI files, token shards, pretraining on the CPU, killed and resumed.
+# The whole path, small: MIDI files, token shards, pretraining on the CPU, killed and resumed, and a continuation.
 set -euo pipefail
 
 usage() {
@@ -8,8 +8,8 @@ usage: launch/smoke.sh [--midi PATH]...
 
 Makes .venv and installs, where that is not done yet; makes over an hour of performances, or takes the MIDI at PATH (a
 file, a folder searched recursively, a .tar or .tar.gz); prepares a dataset; pretrains a small model on the CPU; kills
-that with SIGKILL half-way; resumes it; and says where checkpoint, TensorBoard log and loss plot lie. Under 5 minutes
-on 2 cores. Each call writes a new folder runs/smoke/1, runs/smoke/2, ...
+that with SIGKILL half-way; resumes it; continues a piece; and says where checkpoint, TensorBoard log, loss plot and
+continuation lie. Under 5 minutes on 2 cores. Each call writes a new folder runs/smoke/1, runs/smoke/2, ...
 
 PYTHON=/path/to/python chooses the interpreter.
 END
@@ -120,6 +120,13 @@ if not validation[-1] < validation[0]:
     sys.exit("error: the validation loss did not fall")
 END
 
+say "continuing a piece"
+prompt=$(find "$folder/midi" "${midi[1]}" -name '*.mid*' -type f 2>/dev/null | sort | head -n 1 || true)
+if [[ -n $prompt ]]; then
+  run "$python" -m piano_jax.generate --checkpoint "$training" --prompt "$prompt" --out "$folder/continued" \
+    --variations 2 --tokens 512
+fi
+
 say "done"
 cat <<END
 
@@ -127,3 +134,4 @@ checkpoint   $training/checkpoints/$(checkpoint)
 TensorBoard  ${bin#"$PWD/"}/tensorboard --logdir $training
 loss plot    $training/loss.png
 END
+[[ -z $prompt ]] || echo "continuation $folder/continued/1.mid, and 1.png to look at"

@@ -10,10 +10,11 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float32, Int, Int32
 
+from piano_jax.data.continuations import ContinuationEvaluation, ContinuationRows
 from piano_jax.data.pairs import Pair, PairRows, ValidationPairs
 from piano_jax.data.rows import EvaluationRows, PretrainingRows, Row
 
-Rows = PretrainingRows | EvaluationRows | PairRows | ValidationPairs
+Rows = PretrainingRows | EvaluationRows | ContinuationRows | ContinuationEvaluation | PairRows | ValidationPairs
 Batch = dict[str, Int32[np.ndarray, "b ..."] | Float32[np.ndarray, "b ..."]]
 
 

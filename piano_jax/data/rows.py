@@ -12,7 +12,7 @@ from piano_jax.music import Vocabulary, augment
 PIECE_ORDER, ROW_ORDER, AUGMENTATION, SLICES = range(4)
 
 Pieces = Dataset | Labelled
-Row = dict[str, Int32[np.ndarray, "T"] | Float32[np.ndarray, "T"]]
+Row = dict[str, Int32[np.ndarray, "_"] | Float32[np.ndarray, "_"]]
 
 
 def bits(seed: int, *place: int) -> np.random.Philox:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from jaxtyping import Int
 
 from piano_jax import write_whole
+from piano_jax.music import Notes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -40,8 +42,29 @@ def plot_losses(workdir: str) -> Path:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     path = Path(workdir) / "loss.png"
+    write_whole(path, _png(figure))
+    return path
+
+
+def plot_piano_roll(prompt: Notes, new: Notes, pedal: Int[np.ndarray, "P 2"]) -> bytes:
+    """A PNG of notes over time, the louder the darker, new ones in another colour; below them the pedal's presses."""
+    figure, (roll, below) = plt.subplots(
+        2, 1, sharex=True, figsize=(14, 5), height_ratios=(12, 1), layout="constrained"
+    )
+    for notes, colour, label in ((prompt, "tab:blue", "prompt"), (new, "tab:orange", "continuation")):
+        shade = [(colour, alpha) for alpha in 0.35 + 0.65 * notes.velocity / 127]
+        roll.hlines(notes.pitch, notes.onset / 1000, (notes.onset + notes.duration) / 1000, shade, linewidth=2.6)
+        roll.plot([], color=colour, linewidth=2.6, label=label)
+    roll.set(ylabel="pitch", yticks=range(24, 109, 12), ylim=(20, 109))
+    roll.legend(frameon=False, ncols=2, loc="upper right")
+    roll.grid(alpha=0.3)
+    below.broken_barh(np.stack([pedal[:, 0], np.diff(pedal)[:, 0]], 1) / 1000, (0, 1), color="0.4")
+    below.set(xlabel="seconds", yticks=[], ylabel="pedal", ylim=(0, 1))
+    return _png(figure)
+
+
+def _png(figure: plt.Figure) -> bytes:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120, format="png")
     plt.close(figure)
-    write_whole(path, drawn.getvalue())
-    return path
+    return drawn.getvalue()

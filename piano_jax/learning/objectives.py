@@ -24,9 +24,11 @@ def next_token(
     """The summed loss of next tokens (see `cross_entropy`); `kind` sorts the targets into `kinds` classes of tokens.
 
     The sums are of "loss" (cross-entropy in nats), "correct" (the likeliest token was the right one) and "weight", by
-    class. A key turns residual dropout on.
+    class. A key turns residual dropout on. Where rows have an embedding, they are conditioned on it.
     """
-    hidden = model.encode(batch["tokens"], batch["segment_ids"], dropout_key=key)
+    hidden = model.encode(batch["tokens"], batch["segment_ids"], batch.get("embedding"), key)
+    if "embedding" in batch:  # each position's state is read one further on; the last predicts nothing
+        hidden = jnp.roll(hidden, -1, axis=1)
     hidden = reshard(hidden.astype(model.config.dtype), "batch", "time", None)
     table = model.head_table[...].astype(model.config.dtype)
     targets, weights = (reshard(batch[name], "batch", "time") for name in ("targets", "weights"))

@@ -10,7 +10,17 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from piano_jax import BadInput
-from piano_jax.data import Dataset, EvaluationRows, Labelled, PairRows, PretrainingRows, ValidationPairs
+from piano_jax.data import (
+    ContinuationEvaluation,
+    ContinuationRows,
+    Dataset,
+    Embeddings,
+    EvaluationRows,
+    Labelled,
+    PairRows,
+    PretrainingRows,
+    ValidationPairs,
+)
 from piano_jax.data.batches import Rows
 from piano_jax.data.pairs import no_pair
 from piano_jax.data.rows import Pieces, Row, row_of
@@ -59,27 +69,61 @@ def phase_of(config: ConfigDict) -> Phase:
     match config.phase:
         case "pretrain":
             return pretrain(config)
+        case "continue":
+            return continuing(config)
         case "contrastive":
             return contrastive(config)
         case _:
-            raise BadInput(f"{config.phase}: no such phase (there are pretrain and contrastive)")
+            raise BadInput(f"{config.phase}: no such phase (there are pretrain, continue and contrastive)")
 
 
 def pretrain(config: ConfigDict) -> Phase:
     """The next token, over pieces laid end to end."""
+    data, vocabulary = config.data, Vocabulary(config.vocabulary)
+    length, isolate = config.length, data.isolate
+    return next_token(
+        config,
+        lambda of: PretrainingRows(_pieces(of, config), "train", length, config.seed, data.augment, isolate),
+        lambda of: EvaluationRows(_pieces(of, config), "val", length, isolate),
+        row_of(np.empty(0, np.uint16), length, vocabulary, isolate),
+    )
+
+
+def continuing(config: ConfigDict) -> Phase:
+    """The next token, over rows that begin where pieces do, conditioned half of the time if there are embeddings."""
+    data, vocabulary, model = config.data, Vocabulary(config.vocabulary), model_config(config)
+    if bool(data.embeddings) != (model.head == "conditioned"):
+        raise BadInput("data.embeddings and --config.model.head=conditioned go together")
+
+    def embeddings(of: Dataset) -> Embeddings | None:
+        return Embeddings(data.embeddings, of, model.head_size) if data.embeddings else None
+
+    example = row_of(np.empty(0, np.uint16), config.length, vocabulary, isolate=False)
+    if data.embeddings:
+        example["embedding"] = np.zeros(model.head_size, np.float32)
+    return next_token(
+        config,
+        lambda of: ContinuationRows(
+            _pieces(of, config), "train", config.length, config.seed, data.augment, embeddings(of)
+        ),
+        lambda of: ContinuationEvaluation(_pieces(of, config), "val", config.length, embeddings(of)),
+        example,
+    )
+
+
+def next_token(
+    config: ConfigDict, rows: Callable[[Dataset], Rows], validation: Callable[[Dataset], Rows], example: Row
+) -> Phase:
+    """A phase that learns the next token of its rows."""
     model, vocabulary = model_config(config), Vocabulary(config.vocabulary)
     kinds = {"kind": vocabulary.kind, "kinds": len(CLASSES)}
     objective = functools.partial(objectives.next_token, **kinds, **config.loss)
-    graph, data = definition(model), config.data
-
-    def pieces(dataset: Dataset) -> Pieces:
-        return Labelled(dataset) if data.labels else dataset
-
+    graph = definition(model)
     return Phase(
         model=model,
-        rows=lambda of: PretrainingRows(pieces(of), "train", config.length, config.seed, data.augment, data.isolate),
-        validation=lambda of: EvaluationRows(pieces(of), "val", config.length, data.isolate),
-        example=row_of(np.empty(0, np.uint16), config.length, vocabulary, data.isolate),
+        rows=rows,
+        validation=validation,
+        example=example,
         gradient=summed_gradient(graph, objective, config.accumulate),
         measure=evaluation_step(graph, objective),
         figures=functools.partial(metrics.figures, kinds=CLASSES),
@@ -110,3 +154,7 @@ def contrastive(config: ConfigDict) -> Phase:
         measure=evaluation_step(graph, functools.partial(objective, parts=config.accumulate)),
         figures=contrasts.figures,
     )
+
+
+def _pieces(dataset: Dataset, config: ConfigDict) -> Pieces:
+    return Labelled(dataset) if config.data.labels else dataset

@@ -119,13 +119,13 @@ class LayerNorm(nnx.Module):
 
 
 Attend = Callable[[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]], Float[Array, "B T H K"]]
-Rotation = tuple[Float[Array, "1 T 1 _"], Float[Array, "1 T 1 _"]]
+Rotation = tuple[Float[Array, "#B T 1 _"], Float[Array, "#B T 1 _"]]
 
 
-def rotation(length: int, head_size: int) -> Rotation:
+def rotation(positions: Int[Array, "#B T"], head_size: int) -> Rotation:
     """Cosines and sines of the rotary position embedding, base 500,000."""
     frequencies = 500_000.0 ** -(np.arange(0, head_size, 2, dtype=np.float32) / head_size)
-    angles = jnp.arange(length, dtype=jnp.float32)[None, :, None, None] * frequencies[None, None, None]
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -225,7 +225,8 @@ class Model(nnx.Module):
         """The state at every position after the last normalisation, float32: the one encoder of every phase.
 
         Positions of other segments are invisible. An embedding, projected, takes position 0, the tokens move one
-        position on and the last one drops out. A dropout key turns residual dropout on. Raises BadInput.
+        position on and the last one drops out; where there are segments, zeros are no embedding, and invisible. A
+        dropout key turns residual dropout on. Raises BadInput.
         """
         config = self.config
         if tokens.shape[1] > config.context:
@@ -245,13 +246,14 @@ class Model(nnx.Module):
         if segment_ids is not None:
             segment_ids = reshard(segment_ids, "batch", None)
             if embedding is not None:
-                segment_ids = jnp.concatenate([segment_ids[:, :1], segment_ids[:, :-1]], axis=1)
+                first = jnp.where((embedding != 0).any(1, keepdims=True), segment_ids[:, :1], -1)
+                segment_ids = jnp.concatenate([first, segment_ids[:, :-1]], axis=1)
         noise = None
         if dropout_key is not None and config.residual_dropout:
             keys = jax.random.split(dropout_key, (config.layers, 2))
             noise = keys, jnp.linspace(0.0, config.residual_dropout, config.layers)
 
-        by = rotation(x.shape[1], config.d_model // config.heads)
+        by = rotation(jnp.arange(x.shape[1])[None], config.d_model // config.heads)
         blocks = config.block_q, config.block_kv
         attend = functools.partial(attention, segment_ids=segment_ids, kernel=config.attention, blocks=blocks)
         definition, weights = nnx.split(self.layers)

@@ -56,6 +56,7 @@ class Vocabulary:
         begin, end, pad, unknown, diminish, time: ids of `<S>`, `<E>`, `<P>`, `<U>`, `<D>`, `<T>`.
         note, drum, duration, onset, pedal: ranges of ids.
         kind: the index into CLASSES of each id.
+        role: what each id is in an event: NOTE, PAIR, ONSET or DURATION, or 0.
         is_label: whether an id stands alone, neither part of an event nor of the time.
 
     Raises:
@@ -91,10 +92,10 @@ class Vocabulary:
         self.prefix, self.note, self.drum = ranges["prefix"], ranges["note"], ranges["drum"]
         self.duration, self.onset, self.pedal = ranges["duration"], ranges["onset"], ranges["pedal"]
 
-        self._role = np.zeros(self.size, np.int8)
+        self.role = np.zeros(self.size, np.int8)
         for role, ids in ((NOTE, self.note), (PAIR, self.drum), (PAIR, self.pedal[:2]), (ONSET, self.onset)):
-            self._role[ids] = role
-        self._role[self.duration] = DURATION
+            self.role[ids] = role
+        self.role[self.duration] = DURATION
         self.is_label = np.zeros(self.size, bool)
         self.is_label[[self.begin, self.end, self.diminish, *self.prefix, *self.pedal[2:]]] = True
         self.kind = np.full(self.size, CLASSES.index("other"), np.int32)
@@ -208,7 +209,7 @@ class Vocabulary:
 
     def events(self, ids: Integer[np.ndarray, "T"]) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
         """Where whole events begin, and of how many tokens each is: 3 for a note, 2 for a drum or a pedal event."""
-        role = np.append(self._role[ids], [0, 0])
+        role = np.append(self.role[ids], [0, 0])
         pairs = role[1:-1] == ONSET
         whole = ((role[:-2] == NOTE) & pairs & (role[2:] == DURATION)) | ((role[:-2] == PAIR) & pairs)
         at = np.flatnonzero(whole)
