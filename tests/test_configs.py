@@ -10,6 +10,7 @@ from piano_jax.learning.phases import model_config
 
 ROOT = Path(__file__).parents[1]
 SPECS = ["smoke.py", "laptop.py", "pretrain.py:small", "pretrain.py:medium", "pretrain.py:medium_tpu"]
+SPECS += ["contrastive.py:small", "contrastive.py:medium", "contrastive.py:medium_tpu", "contrastive.py:laptop"]
 SPECS += [f"finetune.py:{size}" for size in ("smoke", "laptop", "small", "medium", "medium_tpu")]
 
 
@@ -29,12 +30,13 @@ def test_a_config_is_whole(spec):
     assert model.context >= config.length and config.batch % config.accumulate == 0
     optimizer.schedule(steps=config.steps, **config.schedule)
     shape = {"model.d_model", "model.layers", "model.ff_width", "model.context"}
-    of_phase = {"pretrain": set(), "continue": {"data.embeddings", "model.head", "model.head_size", "lora.rank"}}[
-        config.phase
-    ]
-    expected = keys(read_config(str(ROOT / "configs/pretrain.py"), []).to_dict()) - shape
+    if config.phase == "contrastive":
+        expected = keys(read_config(str(ROOT / "configs/contrastive.py"), []).to_dict()) - shape
+    else:
+        expected = keys(read_config(str(ROOT / "configs/pretrain.py"), []).to_dict()) - shape
     if config.phase == "continue":
         expected -= {"data.isolate"}
-    assert keys(config.to_dict()) - shape == expected | of_phase
+        expected |= {"data.embeddings", "model.head", "model.head_size", "lora.rank"}
+    assert keys(config.to_dict()) - shape == expected
     docstring = (ROOT / "configs" / spec.split(":")[0]).read_text().split('"""')[1]
     assert "piano_jax.train --config" in docstring or "launch/smoke.sh" in docstring

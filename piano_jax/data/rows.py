@@ -9,7 +9,7 @@ from piano_jax.data.shards import Dataset
 from piano_jax.music import Vocabulary, augment
 
 # What a stream of random numbers is for; with the seed, the epoch and the row it makes the stream's key.
-PIECE_ORDER, ROW_ORDER, AUGMENTATION = range(3)
+PIECE_ORDER, ROW_ORDER, AUGMENTATION, SLICES = range(4)
 
 Pieces = Dataset | Labelled
 Row = dict[str, Int32[np.ndarray, "_"] | Float32[np.ndarray, "_"]]

@@ -17,7 +17,7 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -46,18 +46,33 @@ def checksum(file: Path) -> dict:
 
 @contextlib.contextmanager
 def new_folder(path: Path, arguments: dict | None = None) -> Iterator[Path]:
-    """A hidden folder to fill, beside `path`, which takes that name when the block ends well.
-
-    When it does not, the folder vanishes; but with `arguments`, and unless bad input is why, it stays for the next
-    block with the same ones to go on from, which finds them in the JOURNAL's first line.
+    """An unfinished folder to fill, which becomes `path` when the block ends well.
 
     Raises:
-        BadInput: something is there already, or stands where its parent folder should, another process is at it, or
-            it was begun with other arguments.
+        BadInput: something is there already, or as `unfinished` does.
         OSError: the disk is full.
     """
     path = path.absolute()
-    check_free(path)
+    with unfinished(path, check_free, arguments) as folder:
+        yield folder
+        check_free(path)
+        (folder / JOURNAL).unlink(missing_ok=True)
+        folder.rename(path)
+
+
+@contextlib.contextmanager
+def unfinished(path: Path, check: Callable[[Path], None], arguments: dict | None = None) -> Iterator[Path]:
+    """A hidden folder beside `path` for what is to become it, where `check` raises BadInput if that cannot be.
+
+    When the block does not end well, the folder vanishes; but with `arguments`, and unless bad input is why, it stays
+    for the next block with the same ones to go on from, which finds them in the JOURNAL's first line.
+
+    Raises:
+        BadInput: something stands where its parent folder should, another process is at it, or it was begun with other
+            arguments.
+        OSError: the disk is full.
+    """
+    check(path)
     folder = path.with_name(f".{path.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,11 +84,10 @@ def new_folder(path: Path, arguments: dict | None = None) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BadInput(f"{path}: another process is making it") from error
-        check_free(path)
+        check(path)
         _begin(folder, arguments)
         try:
             yield folder
-            check_free(path)
         except BaseException as error:
             if arguments is None or isinstance(error, BadInput):
                 shutil.rmtree(folder)
@@ -81,8 +95,6 @@ def new_folder(path: Path, arguments: dict | None = None) -> Iterator[Path]:
                 if isinstance(error, OSError | RuntimeError) and os.strerror(code) in str(error):
                     raise OSError(code, os.strerror(code), str(path)) from error
             raise
-        (folder / JOURNAL).unlink(missing_ok=True)
-        folder.rename(path)
     finally:
         os.close(handle)
 

@@ -17,10 +17,14 @@ from piano_jax.data import (
     Embeddings,
     EvaluationRows,
     Labelled,
+    PairRows,
     PretrainingRows,
+    ValidationPairs,
 )
 from piano_jax.data.batches import Rows
+from piano_jax.data.pairs import no_pair
 from piano_jax.data.rows import Pieces, Row, row_of
+from piano_jax.learning import contrastive as contrasts
 from piano_jax.learning import metrics, objectives
 from piano_jax.learning.objectives import Sums
 from piano_jax.learning.step import Gradient, definition, evaluation_step, summed_gradient
@@ -67,8 +71,10 @@ def phase_of(config: ConfigDict) -> Phase:
             return pretrain(config)
         case "continue":
             return continuing(config)
+        case "contrastive":
+            return contrastive(config)
         case _:
-            raise BadInput(f"{config.phase}: no such phase (there are pretrain and continue)")
+            raise BadInput(f"{config.phase}: no such phase (there are pretrain, continue and contrastive)")
 
 
 def pretrain(config: ConfigDict) -> Phase:
@@ -121,6 +127,32 @@ def next_token(
         gradient=summed_gradient(graph, objective, config.accumulate),
         measure=evaluation_step(graph, objective),
         figures=functools.partial(metrics.figures, kinds=CLASSES),
+    )
+
+
+def contrastive(config: ConfigDict) -> Phase:
+    """Slices of one piece nearer to each other than to those of others."""
+    model, loss, cut = model_config(config), config.loss, config.slice.to_dict()
+    contrasts.check(loss.negatives, loss.temperature)
+    if model.head != "embedding":
+        raise BadInput(f"model.head {model.head}: contrastive learning needs the head embedding")
+    objective = functools.partial(contrasts.objective, temperature=loss.temperature, negatives=loss.negatives)
+    graph = definition(model)
+
+    def rows(of: Dataset) -> PairRows:
+        found = PairRows(of, "train", config.length, config.batch, config.seed, augmented=config.data.augment, **cut)
+        if found.left_out:
+            print(f"{found.left_out:,} pieces are left out, of fewer than {2 * found.shortest} notes", flush=True)
+        return found
+
+    return Phase(
+        model=model,
+        rows=rows,
+        validation=lambda of: ValidationPairs(of, "val", config.length, **cut),
+        example=no_pair(config.length, Vocabulary(config.vocabulary)),
+        gradient=summed_gradient(graph, functools.partial(objective, parts=config.accumulate), 1),
+        measure=evaluation_step(graph, functools.partial(objective, parts=config.accumulate)),
+        figures=contrasts.figures,
     )
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 from piano_jax import BadInput
 from piano_jax.model import mesh as meshes
 
-KERNELS = ("auto", "plain", "splash", "cudnn")
+KERNELS = ("auto", "plain", "blocked", "splash", "cudnn")
 LANES = 128  # of a TPU: splash takes lengths and blocks that are multiples of it
+BLOCK, BLOCKS = 128, 16  # of queries on a CPU: at least so many, in at most so many blocks
 
 
 def attention(
@@ -25,12 +26,12 @@ def attention(
 ) -> Float[Array, "B T H K"]:
     """Mixes the values of the present and the past, within a segment where segments are given; softmax in float32.
 
-    `kernel` "auto" is splash on a TPU, cuDNN on a GPU where they can do these sizes, and the plain one elsewhere.
+    `kernel` "auto" is splash on a TPU, cuDNN on a GPU, where they can do these sizes, or else plain; blocked on a CPU.
     `blocks` are the longest of queries and of keys that splash takes at a time. Raises BadInput for sizes that a kernel
     asked for by name cannot do.
     """
     if kernel == "auto":
-        kernel = {"tpu": "splash", "gpu": "cudnn"}.get(meshes.platform(), "plain")
+        kernel = {"tpu": "splash", "gpu": "cudnn", "cpu": "blocked"}.get(meshes.platform(), "plain")
         kernel = "plain" if refusal(kernel, q.shape[1], q.shape[3], q.dtype.name) else kernel
     if reason := refusal(kernel, q.shape[1], q.shape[3], q.dtype.name):
         raise BadInput(f"attention {kernel}: {reason}")
@@ -39,6 +40,8 @@ def attention(
             return splash(q, k, v, segment_ids, blocks)
         case "cudnn":
             return cudnn(q, k, v, segment_ids)
+        case "blocked":
+            return blocked(q, k, v, segment_ids)
         case _:
             return plain(q, k, v, segment_ids)
 
@@ -70,6 +73,28 @@ def plain(
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     mixed = jnp.einsum("BHTS,BSHK->BTHK", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (mixed / jnp.einsum("BHTS->BTH", weights)[..., None]).astype(v.dtype)
+
+
+def blocked(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    segment_ids: Int[Array, "B T"] | None,
+) -> Float[Array, "B T H K"]:
+    """Some queries at a time, over the keys up to theirs: half the work, on scores that a CPU's cache holds."""
+    length = q.shape[1]
+    size = max(BLOCK, -(-length // BLOCKS))
+    visible = _visible(length, segment_ids)
+    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[3] ** -0.5, k, v))
+    mixed = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        scores = jnp.einsum("BHTK,BHSK->BHTS", q[:, :, start:end], k[:, :, :end], preferred_element_type=jnp.float32)
+        scores = jnp.where(visible[:, :, start:end, :end], scores, np.finfo(np.float32).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        part = jnp.einsum("BHTS,BHSK->BHTK", weights.astype(v.dtype), v[:, :, :end], preferred_element_type=jnp.float32)
+        mixed.append((part / weights.sum(-1, keepdims=True)).astype(v.dtype))
+    return jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
 
 
 def splash(

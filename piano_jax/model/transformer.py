@@ -40,6 +40,7 @@ class TransformerConfig:
     context: int  # the longest row of tokens
     head: str = "language"
     head_size: int = 0  # of the embedding, or the number of classes, or of the embedding that conditions
+    learn_temperature: bool = False  # of the contrastive loss: a factor, whose logarithm is a weight
     residual_dropout: float = 0.0  # of the last layer; rises linearly from 0 at the first
     dtype: str = "bfloat16"  # of the matrix products; weights, normalisation, rotation and softmax are float32
     remat: str = "none"  # what the backward pass computes again: nothing, all but the products with weights, a layer
@@ -190,7 +191,7 @@ class Layers(nnx.Module):
         h = self.norm2(x).astype(x.dtype)
         products = (computed_once(jnp.einsum("BTD,FD->BTF", h, use(w, "ff", None))) for w in (self.gate, self.up))
         gate, up = (changed(product, name, h) for name, product in zip(("gate", "up"), products, strict=True))
-        h = jax.nn.silu(gate) * up
+        h = (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(x.dtype)
         product = jnp.einsum("BTF,DF->BTD", h, use(self.down, None, "ff"), out_sharding=place)
         return add(changed(product, "down", h), 1)
 
@@ -207,6 +208,8 @@ class Model(nnx.Module):
         self.head_table = weight(rngs, (outputs, D), (None, "table"))
         if config.head == "conditioned":
             self.adapter = weight(rngs, (D, config.head_size), ("table", None))
+        if config.learn_temperature:
+            self.log_temperature = nnx.Param(jnp.zeros(()))
         if config.lora_rank:
             old = "token_table", "layers", "norm", "head_table" if config.gives_logits else ""
             nnx.set_metadata(self, only=lambda path, _: path[0] in old and "lora" not in path, frozen=True)
@@ -270,6 +273,13 @@ class Model(nnx.Module):
         hidden = reshard(hidden.astype(self.config.dtype), "batch", "time", None)
         w = reshard(self.head_table[...].astype(self.config.dtype), None, None)
         return jnp.einsum("BTD,VD->BTV", hidden, w, preferred_element_type=jnp.float32)
+
+    def output_at(self, tokens: Int[Array, "B T"], at: Int[Array, "B"]) -> Float[Array, "B _"]:
+        """The head's float32 output at one position of each row: at `<E>`, an embedding or the logits of classes."""
+        hidden = self.encode(tokens)
+        row = reshard(jnp.arange(len(at)), "batch")
+        state = hidden.at[row, reshard(at, "batch")].get(out_sharding=placed(hidden.shape[::2], "batch", None))
+        return self.head(state[:, None])[:, 0]
 
     def __call__(
         self,

@@ -60,6 +60,15 @@ class Notes:
     def __len__(self) -> int:
         return len(self.onset)
 
+    def __getitem__(self, part: slice) -> "Notes":
+        """Some of the notes, when they were; the pedal from the first onset to the last end, and the same ensemble."""
+        columns = (x[part] for x in (self.onset, self.duration, self.pitch, self.velocity, self.instrument))
+        notes = Notes(*columns, ensemble=self.ensemble)
+        if not len(notes):
+            return notes
+        pedal = np.clip(self.pedal, notes.onset[0], (notes.onset + notes.duration).max())
+        return dataclasses.replace(notes, pedal=pedal[pedal[:, 0] < pedal[:, 1]])
+
     @property
     def seconds(self) -> float:
         """Time from the first onset to the last end."""

@@ -124,22 +124,29 @@ class Vocabulary:
         ids = {token: id for id, token in enumerate(other.tokens)}
         return np.array([ids.get(token, -1) for token in self.tokens], np.int32)
 
+    def known(self, notes: Notes) -> Notes:
+        """The notes that have tokens: all, but for "piano", which leaves other instruments out.
+
+        Raises:
+            BadInput: there are none.
+        """
+        if self.has_pedal and notes.instrument.any():
+            columns = (notes.onset, notes.duration, notes.pitch, notes.velocity)
+            notes = Notes(*(column[notes.instrument == PIANO] for column in columns), pedal=notes.pedal)
+        if not len(notes):
+            raise BadInput(f"no notes for the vocabulary {self.name}")
+        return notes
+
     def encode(self, notes: Notes) -> UInt16[np.ndarray, "T"]:
         """Token ids of a piece: instruments, `<S>`, the notes, `<E>`; silence before the first note is dropped.
 
-        "piano" leaves other instruments out. Times of the grid are the nearest (see METHOD, section 1).
+        Times of the grid are the nearest (see METHOD, section 1).
 
         Raises:
             BadInput: there is no note to encode.
         """
-        grids = _grids()
-        onset, instrument = notes.onset, notes.instrument
-        if self.has_pedal and instrument.any():
-            piano = instrument == PIANO
-            notes = Notes(*(x[piano] for x in (onset, notes.duration, notes.pitch, notes.velocity)), pedal=notes.pedal)
-            onset, instrument = notes.onset, notes.instrument
-        if not len(notes):
-            raise BadInput(f"no notes for the vocabulary {self.name}")
+        notes = self.known(notes)
+        grids, onset, instrument = _grids(), notes.onset, notes.instrument
 
         # One row an event: its first id, its time, and its duration's id (0: it has none).
         head = self.note.start + (instrument.astype(np.int32) * 128 + notes.pitch) * VELOCITIES

@@ -19,12 +19,12 @@ def random_notes(random: np.random.Generator, count: int) -> Notes:
     )
 
 
-def write(path: Path, pieces: list[np.ndarray], split: list[int], shard_tokens: int) -> Dataset:
+def write(path: Path, pieces: list[np.ndarray], split: list[int], shard_tokens: int, notes: list[int] = ()) -> Dataset:
     """A dataset of these pieces' ids, with splits train (0), val (1) and test (2)."""
     with new_folder(path) as folder:
         writer = Writer(folder, Vocabulary("aria"), shard_tokens)
         for number, ids in enumerate(pieces):
-            writer.add(ids, notes=number, seconds=60.0)
+            writer.add(ids, notes=notes[number] if notes else number, seconds=60.0)
         labels = [(f"{number}.mid",) for number in range(len(pieces))]
         writer.finish(("path",), labels, ("train", "val", "test"), np.array(split, np.int8), {}, [])
     return Dataset(path)

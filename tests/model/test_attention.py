@@ -50,6 +50,19 @@ def test_splash_on_a_mesh_equals_plain():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize(("length", "sizes"), [(300, (1, 1, 8)), (64, (2, 2, 2)), (300, (1, 8, 1))])
+def test_blocked_equals_plain(length, sizes, segmented):
+    arrays = inputs(8, length, 8, 4, jnp.float32)
+    expected = values_and_gradients("plain", arrays, segmented)
+    with jax.set_mesh(meshes.make_mesh(*sizes)):
+        places = [("batch", None, "heads", None)] * 3 + [("batch", None)]
+        arrays = [meshes.reshard(x, *names) for x, names in zip(arrays, places, strict=True)]
+        found = values_and_gradients("blocked", arrays, segmented)
+        assert found[0].sharding == arrays[0].sharding
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU: JAX_PLATFORMS=cuda")
 @pytest.mark.parametrize("segmented", [False, True])
 def test_cudnn_equals_plain(segmented):
@@ -80,4 +93,4 @@ def test_sizes_that_a_kernel_cannot_do_are_named(kernel, length, head_size, said
 
 def test_auto_is_what_the_devices_have():
     q, k, v, segment_ids = inputs(1, 128, 1, 64, jnp.float32)
-    np.testing.assert_array_equal(attention(q, k, v, segment_ids, "auto"), attention(q, k, v, segment_ids, "plain"))
+    np.testing.assert_array_equal(attention(q, k, v, segment_ids, "auto"), attention(q, k, v, segment_ids, "blocked"))

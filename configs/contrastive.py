@@ -1,0 +1,82 @@
+"""Teach a pretrained model to embed: two slices of one performance lie near each other, those of others far away.
+
+    python -m piano_jax.train --config configs/contrastive.py:medium --workdir runs/embedding \\
+        --config.init_from=runs/medium --config.data.path=data/aria
+
+The authors' figures: temperature 0.1, 25 epochs (the default steps are those of 32,522 pieces), a rate of 1e-5. `batch`
+counts pairs; `accumulate` embeds it in as many parts, in the memory of one, at the same loss. Sizes are small, medium
+and medium_tpu, as in configs/pretrain.py, and laptop, which goes on from a run of configs/laptop.py in half an hour on
+two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from piano_jax import BadInput
+
+SIZES = ("small", "medium", "medium_tpu", "laptop")
+# What half an hour of two CPU cores changes: short slices, few pairs, a high rate; and keys and tempi that stay, for by
+# them a small model finds another performance of the same piece.
+LAPTOP = {
+    "vocabulary": "piano",
+    "model": {
+        "size": "smoke",
+        "d_model": 256,
+        "layers": 4,
+        "ff_width": 1024,
+        "context": 512,
+        "dtype": "float32",
+        "remat": "none",
+    },
+    "data": {"augment": False},
+    "length": 128,
+    "batch": 32,
+    "accumulate": 1,
+    "steps": 100,
+    "schedule": {"peak": 2e-4, "warmup": 5},
+    "workers": 0,
+    "evaluation": {"every": 25, "batches": 4},
+    "checkpoint": {"every": 25},
+}
+
+
+def get_config(size: str = "small") -> ConfigDict:
+    """The config of a size; every value can be changed by --config.KEY=VALUE."""
+    if size not in SIZES:
+        raise BadInput(f"{size}: no such size (there are {', '.join(SIZES)})")
+    config = ConfigDict(
+        {
+            "phase": "contrastive",
+            "seed": 0,
+            "vocabulary": "aria",
+            "model": {
+                "size": size,
+                "head": "embedding",
+                "head_size": 512,
+                "learn_temperature": False,
+                "dtype": "bfloat16",
+                "remat": "full",
+                "attention": "auto",
+                "block_q": 512,
+                "block_kv": 512,
+                "unroll": 1,
+            },
+            "data": {"path": "data/aria", "augment": True},
+            "slice": {"shortest": 100, "longest": 650},
+            "loss": {"negatives": "all", "temperature": 0.1},
+            "length": 2048,
+            "batch": 256,
+            "accumulate": 4,
+            "steps": 3_200,
+            "schedule": {"shape": "linear", "peak": 1e-5, "warmup": 1_000, "final": 0.1},
+            "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.1},
+            "init_from": "",
+            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+            "workers": 4,
+            "evaluation": {"every": 200, "batches": 0},
+            "checkpoint": {"every": 200, "keep_last": 3, "keep_every": 0},
+        }
+    )
+    if size == "laptop":
+        with config.unlocked():
+            config.update(LAPTOP)
+    return config
