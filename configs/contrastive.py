@@ -70,10 +70,13 @@ def get_config(size: str = "small") -> ConfigDict:
             "schedule": {"shape": "linear", "peak": 1e-5, "warmup": 1_000, "final": 0.1},
             "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.1},
             "init_from": "",
+            "lora": {"rank": 0},
             "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
             "workers": 4,
             "evaluation": {"every": 200, "batches": 0},
             "checkpoint": {"every": 200, "keep_last": 3, "keep_every": 0},
+            "profile": {"start": 10, "steps": 0},
+            "cluster": {"timeout": 300},
         }
     )
     if size == "laptop":
