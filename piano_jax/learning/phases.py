@@ -45,7 +45,7 @@ class Phase:
     model: TransformerConfig
     rows: Callable[[Dataset], Rows]
     validation: Callable[[Dataset], Rows]
-    example: Row
+    example: dict[str, np.ndarray]
     gradient: Gradient
     measure: Callable[[nnx.State, dict[str, Array]], Sums]
     figures: Callable[[Sums], dict[str, float]]
