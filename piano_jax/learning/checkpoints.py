@@ -139,12 +139,18 @@ def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:
     return _restore(folder, like)
 
 
-def read_model(checkpoint: str, mesh: Mesh) -> tuple[Model, ConfigDict]:
-    """The model of a checkpoint, laid out over the mesh that is set, and its run's config. Raises BadInput."""
+def read_model(checkpoint: str, mesh: Mesh, fresh: bool = False) -> tuple[Model, ConfigDict]:
+    """The model of a checkpoint, laid out over the mesh that is set, and its run's config. Raises BadInput.
+
+    A fresh one has the weights that training from scratch would begin with, in place of the checkpoint's.
+    """
     config = read_config(checkpoint)
     model = nnx.eval_shape(lambda: Model(model_config(config), nnx.Rngs(0)))
     graph, shapes = nnx.split(model)
     places = meshes.shardings(shapes, mesh)
+    if fresh:
+        init = jax.jit(lambda key: nnx.split(Model(model_config(config), nnx.Rngs(key)))[1], out_shardings=places)
+        return nnx.merge(graph, init(jax.random.key(config.get("seed", 0)))), config
     like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
     return nnx.merge(graph, read_weights(checkpoint, like)), config
 
