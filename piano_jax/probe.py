@@ -12,7 +12,10 @@ from jaxtyping import Float32, Int64
 
 from piano_jax import BadInput, write_whole
 from piano_jax.command import Parser, progress, run
+from piano_jax.data.chunks import chunks
 from piano_jax.data.labels import Manifest, drawn_split
+from piano_jax.data.shards import Dataset
+from piano_jax.data.slices import read_columns
 from piano_jax.data.tasks import Task, check_apart, check_classes, draw, task_of
 from piano_jax.data.vectors import read_vectors
 
@@ -21,6 +24,7 @@ examples:
   python -m piano_jax.embed --checkpoint runs/embedding --midi recordings/ --out vectors.npz
   python -m piano_jax.embed --checkpoint runs/embedding --untrained --midi recordings/ --out untrained.npz
   python -m piano_jax.embed --statistics --midi recordings/ --out statistics.npz
+  python -m piano_jax.probe --finetuned runs/composer --labels manifest.csv --task composer
   python -m piano_jax.probe --embeddings vectors.npz --embeddings untrained.npz --embeddings statistics.npz \\
       --labels manifest.csv --task composer --shots 10,30,100,300
 
@@ -37,7 +41,7 @@ beside the first file of embeddings are written, NAME.TASK.csv and .png: the tab
 
 
 class Examples(NamedTuple):
-    """Files with a class: where they stand in each file of vectors, and the parts that they play."""
+    """Files with a class, and by their places the parts that they play."""
 
     paths: list[str]
     targets: Int64[np.ndarray, "N"]
@@ -61,7 +65,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--embeddings", action="append", required=True, metavar="FILE.npz", help="what embed wrote; may be given again"
+        "--embeddings", action="append", default=[], metavar="FILE.npz", help="what embed wrote; may be given again"
+    )
+    parser.add_argument(
+        "--finetuned",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a run of configs/classify.py; may be given again",
     )
     parser.add_argument(
         "--labels", required=True, metavar="manifest.csv", help="a CSV with a `path` column and label columns"
@@ -76,6 +87,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shots", type=numbers, default=[], metavar="N,N", help="also learn from so few files")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="draws of them; default: %(default)s")
     options = parser.parse_args(arguments)
+    if not options.embeddings and not options.finetuned:
+        parser.error("--embeddings, --finetuned or both are needed")
+    if options.shots and not options.embeddings:
+        parser.error("--shots are for --embeddings; a run learns from few labels by --config.data.shots")
     if min([2, *options.shots]) < 2 or options.seeds < 1:
         raise BadInput("--shots and --seeds: two files and one draw are the least")
     return options
@@ -85,84 +100,140 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     manifest = Manifest(options.labels)
     files = {name: read_vectors(name) for name in options.embeddings}
-    task, examples = read_examples(options, manifest, [paths for paths, _ in files.values()])
+    runs = {name: Finetuned(name) for name in options.finetuned}
+    sources = {name: paths for name, (paths, _) in files.items()} | {name: run.paths for name, run in runs.items()}
+    task, examples = read_examples(options, manifest, sources)
 
     from piano_jax.evaluation import probes
     from piano_jax.evaluation.plots import plot_confusions, plot_few_labels
 
-    names = dict(zip(files, short_names(list(files)), strict=True))
+    names = dict(zip(sources, short_names(list(sources)), strict=True))
     vectors = {}
     for file, (paths, embeddings) in files.items():
         places = {path: place for place, path in enumerate(paths)}
         of = embeddings[[places[path] for path in examples.paths]]
         vectors[names[file]] = probes.standardised(of, examples.train)
     targets, told = examples.targets, examples.told
+    groups = np.unique(examples.compositions[told], return_inverse=True)[1]
 
     def tell(x: Float32[np.ndarray, "N E"], learn: np.ndarray, finish: np.ndarray, seed: int) -> np.ndarray:
         if options.protocol == "authors":
-            return probes.authors_probe(x, targets, finish, len(task.classes), seed)
-        return probes.logistic(x, targets, learn, examples.choose, finish)
-
-    groups = np.unique(examples.compositions[told], return_inverse=True)[1]
+            return probes.authors_probe(x, targets, finish, len(task.classes), seed)[told]
+        return probes.logistic(x, targets, learn, examples.choose, finish)[told]
 
     def score(found: Int64[np.ndarray, "N"]) -> probes.Score:
-        return probes.score(targets[told], found[told], groups, len(task.classes))
+        return probes.score(targets[told], found, groups, len(task.classes))
 
-    majority = np.full(len(targets), np.bincount(targets[examples.train]).argmax())
-    scores = {"majority": score(majority)}
+    scores = {"majority": score(np.full(len(told), np.bincount(targets[examples.train]).argmax()))}
     for name, x in progress(vectors.items(), len(vectors), "files of embeddings"):
         scores[name] = score(tell(x, examples.learn, examples.train, 0))
+    curves: dict[str, dict[int, list[float]]] = {name: {} for name in vectors if options.shots}
+    for name, run_ in runs.items():
+        found = score(run_.tell(task, [examples.paths[place] for place in told], examples.told_split))
+        if run_.shots:
+            curves.setdefault("finetuned", {}).setdefault(run_.shots, []).append(found.accuracy)
+        else:
+            scores[names[name]] = found
+    work = [
+        (name, shots, seed)
+        for name in curves
+        if name in vectors
+        for shots in options.shots
+        for seed in range(options.seeds)
+    ]
+    for name, shots, seed in progress(work, len(work), "probes"):
+        few = examples.learn[draw(targets[examples.learn], shots, seed)]
+        right = tell(vectors[name], few, few, seed) == targets[told]
+        curves[name].setdefault(len(few), []).append(float(right.mean()))
+
     of = f"{groups.max() + 1:,} compositions"
     print(
         f"{task.column}: learns from {len(examples.train):,} files, tells {len(told):,} of {examples.told_split}, {of}"
     )
     for place, name in enumerate(task.classes):
         print(f"  {name:24} {(targets[examples.train] == place).sum():7,} {(targets[told] == place).sum():7,}")
-    print(f"{options.protocol:32} accuracy     95 %            macro-F1     95 %")
+    print(f"{options.protocol:24}   accuracy         95 %       macro-F1         95 %")
     for name, found in scores.items():
         parts = ((found.accuracy, found.accuracy_interval), (found.macro_f1, found.macro_f1_interval))
-        print(f"{name:32}" + "".join(f"   {100 * x:5.1f}   {100 * a:5.1f} to {100 * b:5.1f}  " for x, (a, b) in parts))
-
-    out = Path(options.embeddings[0]).with_suffix(f".{task.column}.csv")
+        print(f"{name:24}" + "".join(f"      {100 * x:5.1f}  {100 * a:5.1f} to {100 * b:5.1f}" for x, (a, b) in parts))
+    out = Path((options.embeddings or options.finetuned)[0]).with_suffix(f".{task.column}.csv")
     header = ["name", "accuracy", "low", "high", "macro_f1", "macro_f1_low", "macro_f1_high"]
     rows = [[name, s.accuracy, *s.accuracy_interval, s.macro_f1, *s.macro_f1_interval] for name, s in scores.items()]
     write_table(out, header, rows)
-    confusions = {name: found.confusion for name, found in scores.items() if name != "majority"}
-    write_whole(out.with_suffix(".png"), plot_confusions(confusions, task.classes))
+    write_whole(
+        out.with_suffix(".png"), plot_confusions({name: s.confusion for name, s in scores.items()}, task.classes)
+    )
     print(f"{out}, and {out.with_suffix('.png')}")
-    if not options.shots:
-        return
 
-    work = [(name, shots, seed) for name in vectors for shots in options.shots for seed in range(options.seeds)]
-    curves: dict[str, dict[int, list[float]]] = {name: {} for name in vectors}
-    for name, shots, seed in progress(work, len(work), "probes"):
-        few = examples.learn[draw(targets[examples.learn], shots, seed)]
-        right = tell(vectors[name], few, few, seed)[told] == targets[told]
-        curves[name].setdefault(len(few), []).append(float(right.mean()))
-    out = out.with_suffix(".shots.csv")
-    rows = [
-        [name, shots, seed, value]
-        for name, points in curves.items()
-        for shots, values in points.items()
-        for seed, value in enumerate(values)
-    ]
-    write_table(out, ["name", "files", "draw", "accuracy"], rows)
-    title = f"{task.column}, {len(task.classes)} classes"
-    write_whole(out.with_suffix(".png"), plot_few_labels(curves, scores["majority"].accuracy, title))
-    for name, points in curves.items():
-        print(f"{name:32}" + "".join(f"  {shots} files {100 * np.mean(v):.1f}" for shots, v in points.items()))
-    print(f"{out}, and {out.with_suffix('.png')}")
+    if curves:
+        out = out.with_suffix(".shots.csv")
+        for name, points in curves.items():
+            means = "".join(f"  {shots:,} files {100 * np.mean(found):.1f}" for shots, found in sorted(points.items()))
+            print(f"{name:24}{means}")
+        flat = [(name, shots, found) for name, points in curves.items() for shots, found in sorted(points.items())]
+        rows = [[name, shots, seed, value] for name, shots, found in flat for seed, value in enumerate(found)]
+        write_table(out, ["name", "files", "draw", "accuracy"], rows)
+        title = f"{task.column}, {len(task.classes)} classes"
+        write_whole(out.with_suffix(".png"), plot_few_labels(curves, scores["majority"].accuracy, title))
+        print(f"{out}, and {out.with_suffix('.png')}")
+
+
+class Finetuned:
+    """A run of configs/classify.py, which tells files of its own dataset by its checkpoint that is best on validation.
+
+    Raises BadInput where it is none.
+    """
+
+    def __init__(self, run: str):
+        from absl import logging
+
+        from piano_jax.learning import checkpoints
+
+        logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
+        self.folder = str(checkpoints.best(run, "files"))
+        self.run, self.config = run, checkpoints.read_config(self.folder)
+        if self.config.phase != "classify":
+            raise BadInput(
+                f"{run}: a run of phase {self.config.phase}, which tells no classes; see configs/classify.py"
+            )
+        self.dataset = Dataset(self.config.data.path, vocabulary=self.config.vocabulary)
+        self.paths, self.shots = read_columns(self.dataset)["path"], self.config.data.shots
+
+    def tell(self, task: Task, paths: Sequence[str], split: str) -> Int64[np.ndarray, "N"]:
+        """The classes of files, which must be of a split. Raises BadInput."""
+        import jax
+
+        from piano_jax.inference.classification import class_shares
+        from piano_jax.inference.embedding import Embedder
+        from piano_jax.learning import checkpoints
+        from piano_jax.model.mesh import make_mesh
+
+        theirs = list(self.config.task.classes)
+        if lacking := [name for name in task.classes if name not in theirs]:
+            raise BadInput(f"{self.run}: does not know the class {lacking[0]}; it tells {', '.join(theirs)}")
+        places = {self.paths[piece]: int(piece) for piece in self.dataset.split(split)}
+        if strange := [path for path in paths if path not in places]:
+            raise BadInput(f"{self.run}: {strange[0]} is not in split {split} of {self.dataset.path}, its dataset")
+        vocabulary, notes, length = self.dataset.vocabulary, self.config.data.notes, self.config.length
+        pieces = (chunks(vocabulary.decode(self.dataset[places[path]]), vocabulary, notes, length) for path in paths)
+        mesh = make_mesh()
+        with jax.set_mesh(mesh):
+            model, _ = checkpoints.read_model(self.folder, mesh)
+            shares = class_shares(Embedder(model, mesh, length), pieces)
+            found = np.stack(list(progress(shares, len(paths), "files")))
+        return found[:, [theirs.index(name) for name in task.classes]].argmax(1)
 
 
 def read_examples(
-    options: argparse.Namespace, manifest: Manifest, found: Sequence[Sequence[str]]
+    options: argparse.Namespace, manifest: Manifest, sources: dict[str, list[str]]
 ) -> tuple[Task, Examples]:
-    """The task, and the files with one of its classes that are in every file of embeddings. Raises BadInput."""
+    """The task, and the files with one of its classes that all sources have. Raises BadInput."""
     source = options.labels
-    everywhere = set(found[0]).intersection(*found[1:])
-    known = {path: row for path in found[0] if path in everywhere and (row := manifest(path)) is not None}
+    (name, first), *others = sources.items()
+    everywhere = set(first).intersection(*(paths for _, paths in others))
+    known = {path: row for path in first if path in everywhere and (row := manifest(path)) is not None}
     if not known:
-        raise BadInput(f"{source}: none of its paths is that of a vector of {options.embeddings[0]}, as {found[0][0]}")
+        raise BadInput(f"{source}: none of its paths is that of a file of {name}, such as {first[0]}")
     columns = dict(zip(manifest.columns, zip(*known.values(), strict=True), strict=True))
     task = task_of(options.task, columns, source)
     targets = task.targets(columns[task.column])

@@ -87,6 +87,6 @@ def test_bad_input_is_one_line(files):
     (files / "labels.csv").write_text(whole.replace("0.mid,train,piece0,wild", "0.mid,train,piece0,rare"))
     refused("mood rare has 1 file to learn from", near)
     (files / "labels.csv").write_text(whole.replace(".mid", ".midi"))
-    refused("none of its paths is that of a vector of .*near.npz, as 0.mid", near)
+    refused("none of its paths is that of a file of .*near.npz, such as 0.mid", near)
     (files / "labels.csv").write_text(whole.replace("test", "train").replace("val", "train"))
     refused("split val holds no file with a mood", near)
