@@ -5,8 +5,8 @@
     python -m piano_jax.probe --finetuned runs/composer --labels manifest.csv --task composer
 
 After the size stands the task, one of configs/tasks or a file COLUMN.txt of classes, one a line. Sizes are small,
-medium and medium_tpu, as in configs/pretrain.py, and laptop, which goes on from a run of configs/laptop.py. The authors'
-figures: a rate of 1e-5, about ten epochs, each of the slices of 300 notes over `batch` steps. Validation says for each
+medium and medium_tpu, as in configs/pretrain.py, and laptop, which goes on from a run of configs/laptop.py. The authors
+took a rate of 1e-5 and about ten epochs, each of the slices of 300 notes over `batch` steps. Validation says for each
 checkpoint how many `files` it tells right, and `probe` takes the best. `data.shots` learns from so many labelled files.
 """
 
