@@ -30,7 +30,7 @@ def objective(model: Model, batch: dict[str, Array], key: Key[Array, ""] | None)
     return sums["loss"][0], sums
 
 
-def figures(sums: Sums, classes: int) -> dict[str, float]:
+def figures(sums: dict[str, Array | np.ndarray], classes: int) -> dict[str, float]:
     """Loss (nats) and accuracy of slices, and `files`, the accuracy of whole files, where there are votes."""
     loss, correct, weight = (float(np.asarray(sums[name], np.float64)[0]) for name in ("loss", "correct", "weight"))
     found = {"loss": loss / max(weight, 1), "accuracy": correct / max(weight, 1)}
