@@ -70,6 +70,7 @@ def get_config(size: str = "small,composer") -> ConfigDict:
             "schedule": {"shape": "linear", "peak": 1e-5, "warmup": 0, "final": 0.1},
             "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.1},
             "init_from": "",
+            "lora": {"rank": 0},
             "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
             "workers": 4,
             "evaluation": {"every": 300, "batches": 0},
