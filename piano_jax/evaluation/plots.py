@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 
 def plot_losses(workdir: str) -> Path:
-    """Draws the losses of `metrics.jsonl`, in all and by class of token, into `loss.png`."""
+    """Draws the losses of `metrics.jsonl`, in all and by class of token or else what is told right, into `loss.png`."""
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["group"] == "train"]
     validation = [line for line in lines if line["group"] == "validation"]
@@ -34,11 +34,15 @@ def plot_losses(workdir: str) -> Path:
         color="tab:red",
         label="validation",
     )
-    left.set(title="next-token loss", xlabel="step", ylabel="nats a token")
-    for name in sorted({key for line in validation for key in line if key.startswith("loss/")}):
+    left.set(title="loss", xlabel="step", ylabel="nats")
+    measured = {key for line in validation for key in line}
+    by_class = sorted(key for key in measured if key.startswith("loss/"))
+    for name in by_class or sorted(measured & {"accuracy", "files", "retrieval"}):
         points = [(line["step"], line[name]) for line in validation if name in line]
         right.plot(*zip(*points, strict=True), "o-", markersize=3, label=name.removeprefix("loss/"))
-    right.set(title="validation loss by class of token", xlabel="step")
+    right.set(
+        title="validation loss by class of token" if by_class else "validation, the share told right", xlabel="step"
+    )
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
