@@ -128,10 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, x in progress(vectors.items(), len(vectors), "files of embeddings"):
         scores[name] = score(tell(x, examples.learn, examples.train, 0))
     curves: dict[str, dict[int, list[float]]] = {name: {} for name in vectors if options.shots}
-    for name, run_ in runs.items():
-        found = score(run_.tell(task, [examples.paths[place] for place in told], examples.told_split))
-        if run_.shots:
-            curves.setdefault("finetuned", {}).setdefault(run_.shots, []).append(found.accuracy)
+    for name, classifier in runs.items():
+        found = score(classifier.tell(task, [examples.paths[place] for place in told], examples.told_split))
+        if classifier.shots:
+            curves.setdefault("finetuned", {}).setdefault(classifier.shots, []).append(found.accuracy)
         else:
             scores[names[name]] = found
     work = [
