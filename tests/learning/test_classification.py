@@ -149,6 +149,16 @@ def test_votes_of_training_are_those_of_telling(trained, data):
     assert (told == np.arange(8) % 2).mean() == files
 
 
+def test_few_labels_are_a_point_of_the_curve(config, data):
+    few = ConfigDict(config.to_dict())
+    few.data.shots, few.steps = 6, 12
+    run(few, data.parent / "six")
+    labels = ("--labels", str(data.parent / "labels.csv"), "--task", str(data.parent / "register.txt"))
+    probe.main(["--finetuned", str(data.parent / "six"), *labels])
+    header, row = (data.parent / "six.register.shots.csv").read_text().splitlines()
+    assert header == "name,files,draw,accuracy" and row.startswith("finetuned,6,0,") and float(row.split(",")[3]) > 0.5
+
+
 def test_the_best_epoch_is_chosen_on_validation(tmp_path):
     for step in (2, 4, 8):
         (tmp_path / f"checkpoints/{step}").mkdir(parents=True)
