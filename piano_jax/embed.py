@@ -45,6 +45,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--statistics", action="store_true", help="not by a model: histograms of notes, what an embedding has to beat"
     )
     parser.add_argument(
+        "--untrained",
+        action="store_true",
+        help="by the checkpoint's model with fresh weights, which training must beat",
+    )
+    parser.add_argument(
         "--midi",
         action="append",
         default=[],
@@ -59,6 +64,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("notes", "nearest"):
         if getattr(options, name) < 1:
             raise BadInput(f"--{name} {getattr(options, name)}: at least one is needed")
+    if options.untrained and options.statistics:
+        parser.error("--untrained goes with --checkpoint")
     if not options.midi and not options.query:
         parser.error("--midi, --query or both are needed")
     return options
@@ -117,10 +124,10 @@ def embedder(options: argparse.Namespace) -> Iterator[tuple[Callable, Callable[[
         raise BadInput(f"{options.checkpoint}: has a {head} head and no embedding head; see configs/contrastive.py")
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        model, config = read_model(options.checkpoint, mesh)
+        model, config = read_model(options.checkpoint, mesh, fresh=options.untrained)
         longest = config.get("length", model.config.context)
         reader = ChunkReader(config.vocabulary, options.notes, longest)
-        made_by = {"checkpoint": str(find(options.checkpoint)), "notes": options.notes}
+        made_by = {"checkpoint": str(find(options.checkpoint)), "untrained": options.untrained, "notes": options.notes}
         yield reader, Embedder(model, mesh, longest).pieces, made_by
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SPECS = ["smoke.py", "laptop.py", "pretrain.py:small", "pretrain.py:medium", "pretrain.py:medium_tpu"]
 SPECS += ["contrastive.py:small", "contrastive.py:medium", "contrastive.py:medium_tpu", "contrastive.py:laptop"]
 SPECS += [f"finetune.py:{size}" for size in ("smoke", "laptop", "small", "medium", "medium_tpu")]
-
+SPECS += [f"classify.py:{size}" for size in ("small,emotion", "medium", "medium_tpu", "laptop,pianist")]
 
 OF_A_PHASE = "data.", "loss."  # what phases need not share
 

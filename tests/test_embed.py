@@ -22,9 +22,9 @@ PIANO = Vocabulary("piano")
 MODEL = {"size": "smoke", "d_model": 16, "layers": 2, "heads": 2, "ff_width": 32, "context": 256, "dtype": "float32"}
 
 
-def checkpoint(path: Path, **model: object) -> Path:
-    """A work directory with one step of random weights."""
-    config = ConfigDict({"vocabulary": "piano", "length": 256, "model": MODEL | model})
+def checkpoint(path: Path, seed: int = 0, **model: object) -> Path:
+    """A work directory with one step of random weights, those that a run of seed 0 starts with."""
+    config = ConfigDict({"seed": seed, "vocabulary": "piano", "length": 256, "model": MODEL | model})
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
         init = initializer(model_config(config), optimizer.adamw(lambda step: 0.0, 0.9, 0.9, 1e-5, 0.0))
@@ -150,3 +150,12 @@ def test_statistics_need_no_checkpoint(midi, tmp_path, capsys):
     assert len(found["paths"]) == 9 and (found["chunks"] == 1).all()
     np.testing.assert_array_equal(found["embeddings"][5], statistics_vector(read_midi(midi / "5.mid")))
     assert "1.0000  5.mid" in capsys.readouterr().out
+
+
+def test_untrained_is_what_training_starts_with(trained, midi, tmp_path):
+    one = ("--midi", str(midi / "8.mid"))
+    other = checkpoint(tmp_path / "other", seed=1, head="embedding", head_size=16)
+    found = run(trained, tmp_path / "a.npz", *one)["embeddings"]
+    np.testing.assert_array_equal(run(trained, tmp_path / "b.npz", *one, "--untrained")["embeddings"], found)
+    np.testing.assert_array_equal(run(other, tmp_path / "c.npz", *one)["embeddings"], found)
+    assert np.abs(run(other, tmp_path / "d.npz", *one, "--untrained")["embeddings"] - found).max() > 0.1

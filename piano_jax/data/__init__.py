@@ -5,8 +5,10 @@ from piano_jax.data.pairs import PairRows, ValidationPairs
 from piano_jax.data.prefixes import Labelled
 from piano_jax.data.rows import EvaluationRows, PretrainingRows
 from piano_jax.data.shards import Dataset
+from piano_jax.data.slices import ClassRows, ValidationSlices
 
 __all__ = [
+    "ClassRows",
     "ContinuationEvaluation",
     "ContinuationRows",
     "Dataset",
@@ -16,4 +18,5 @@ __all__ = [
     "PairRows",
     "PretrainingRows",
     "ValidationPairs",
+    "ValidationSlices",
 ]

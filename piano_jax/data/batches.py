@@ -13,8 +13,18 @@ from jaxtyping import Float32, Int, Int32
 from piano_jax.data.continuations import ContinuationEvaluation, ContinuationRows
 from piano_jax.data.pairs import Pair, PairRows, ValidationPairs
 from piano_jax.data.rows import EvaluationRows, PretrainingRows, Row
+from piano_jax.data.slices import ClassRows, Slice, ValidationSlices
 
-Rows = PretrainingRows | EvaluationRows | ContinuationRows | ContinuationEvaluation | PairRows | ValidationPairs
+Rows = (
+    PretrainingRows
+    | EvaluationRows
+    | ContinuationRows
+    | ContinuationEvaluation
+    | PairRows
+    | ValidationPairs
+    | ClassRows
+    | ValidationSlices
+)
 Batch = dict[str, Int32[np.ndarray, "b ..."] | Float32[np.ndarray, "b ..."]]
 
 
@@ -28,7 +38,7 @@ class HostRows:
         steps = -(-len(self.rows) // self.batch_size)
         return max(0, steps - self.first_step) * len(self.places)
 
-    def __getitem__(self, index: int) -> Row | Pair:
+    def __getitem__(self, index: int) -> Row | Pair | Slice:
         step, place = divmod(index, len(self.places))
         return self.rows[(self.first_step + step) * self.batch_size + int(self.places[place])]
 

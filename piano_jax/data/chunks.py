@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32, Integer
 
 from piano_jax import BadInput
-from piano_jax.music import Notes, Vocabulary, read_midi
+from piano_jax.music import Notes, Vocabulary, augment, read_midi
 
 NOTES = 300  # of a chunk (METHOD, section 4)
 
@@ -19,6 +19,15 @@ def closed(ids: Integer[np.ndarray, "_"], length: int, vocabulary: Vocabulary) -
     ids = ids[:length].astype(np.int32)
     ids[-1] = vocabulary.end
     return ids
+
+
+def augmented(
+    ids: Integer[np.ndarray, "_"], vocabulary: Vocabulary, random: np.random.Generator
+) -> Int32[np.ndarray, "_"]:
+    """A slice's ids, augmented, however many they become."""
+    room = np.full(2 + np.count_nonzero(ids == vocabulary.time) // 4, vocabulary.pad)  # slower has more <T>
+    ids = augment(np.append(ids, room), vocabulary, random)
+    return ids[ids != vocabulary.pad].astype(np.int32)
 
 
 def chunks(notes: Notes, vocabulary: Vocabulary, size: int, length: int) -> Chunks:

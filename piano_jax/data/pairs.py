@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from piano_jax import BadInput
-from piano_jax.data.chunks import closed
+from piano_jax.data.chunks import augmented, closed
 from piano_jax.data.rows import PIECE_ORDER, SLICES, bits, permutation
 from piano_jax.data.shards import Dataset
-from piano_jax.music import Notes, Vocabulary, augment
+from piano_jax.music import Notes, Vocabulary
 
 Pair = dict[str, Int32[np.ndarray, "2 T"] | Int32[np.ndarray, "2"] | Float32[np.ndarray, ""]]
 
@@ -82,11 +82,7 @@ class PairRows:
         count = random.integers(min(self.shortest, len(notes)), min(self.longest, len(notes)), endpoint=True)
         first = random.integers(0, len(notes) - count, endpoint=True)
         ids = vocabulary.encode(notes[first : first + count])
-        if self.augmented:
-            room = np.full(2 + np.count_nonzero(ids == vocabulary.time) // 4, vocabulary.pad)  # slower has more <T>
-            ids = augment(np.append(ids, room), vocabulary, random)
-            ids = ids[ids != vocabulary.pad]
-        return closed(ids, self.length, vocabulary)
+        return closed(augmented(ids, vocabulary, random) if self.augmented else ids, self.length, vocabulary)
 
 
 class ValidationPairs:

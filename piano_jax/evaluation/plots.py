@@ -2,11 +2,12 @@
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
 from piano_jax import write_whole
 from piano_jax.music import Notes
@@ -16,7 +17,7 @@ import matplotlib.pyplot as plt
 
 
 def plot_losses(workdir: str) -> Path:
-    """Draws the losses of `metrics.jsonl`, in all and by class of token, into `loss.png`."""
+    """Draws the losses of `metrics.jsonl`, in all and by class of token or else what is told right, into `loss.png`."""
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["group"] == "train"]
     validation = [line for line in lines if line["group"] == "validation"]
@@ -33,11 +34,15 @@ def plot_losses(workdir: str) -> Path:
         color="tab:red",
         label="validation",
     )
-    left.set(title="next-token loss", xlabel="step", ylabel="nats a token")
-    for name in sorted({key for line in validation for key in line if key.startswith("loss/")}):
+    left.set(title="loss", xlabel="step", ylabel="nats")
+    measured = {key for line in validation for key in line}
+    by_class = sorted(key for key in measured if key.startswith("loss/"))
+    for name in by_class or sorted(measured & {"accuracy", "files", "retrieval"}):
         points = [(line["step"], line[name]) for line in validation if name in line]
         right.plot(*zip(*points, strict=True), "o-", markersize=3, label=name.removeprefix("loss/"))
-    right.set(title="validation loss by class of token", xlabel="step")
+    right.set(
+        title="validation loss by class of token" if by_class else "validation, the share told right", xlabel="step"
+    )
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
@@ -60,6 +65,43 @@ def plot_piano_roll(prompt: Notes, new: Notes, pedal: Int[np.ndarray, "P 2"]) ->
     roll.grid(alpha=0.3)
     below.broken_barh(np.stack([pedal[:, 0], np.diff(pedal)[:, 0]], 1) / 1000, (0, 1), color="0.4")
     below.set(xlabel="seconds", yticks=[], ylabel="pedal", ylim=(0, 1))
+    return _png(figure)
+
+
+def plot_confusions(confusions: Mapping[str, Int64[np.ndarray, "C C"]], classes: Sequence[str]) -> bytes:
+    """A PNG of confusion matrices side by side: a row for each true class, shaded by its share, with counts."""
+    side = 1.5 + 0.45 * len(classes)
+    figure, grid = plt.subplots(
+        1, len(confusions), squeeze=False, figsize=(side * len(confusions) + 1, side + 0.5), layout="constrained"
+    )
+    for axes, (name, confusion) in zip(grid[0], confusions.items(), strict=True):
+        shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row, column in np.argwhere(confusion):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, confusion[row, column], ha="center", va="center", color=colour, fontsize=8)
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes if axes is grid[0, 0] else [])
+        axes.set(title=name, xlabel="told")
+    grid[0, 0].set_ylabel("true")
+    return _png(figure)
+
+
+def plot_few_labels(curves: Mapping[str, Mapping[int, Sequence[float]]], chance: float, title: str) -> bytes:
+    """A PNG of accuracies over the number of labelled files: the mean of the draws, and their extremes."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    for name, points in curves.items():
+        shots = sorted(points)
+        [line] = axes.plot(shots, [np.mean(points[count]) for count in shots], "o-", markersize=4, label=name)
+        bounds = [[bound(points[count]) for count in shots] for bound in (min, max)]
+        axes.fill_between(shots, *bounds, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(chance, color="0.5", linestyle="--", linewidth=1, label="majority")
+    axes.set(title=title, xscale="log", xlabel="labelled files", ylabel="accuracy", ylim=(0, 1))
+    ticks = sorted({count for points in curves.values() for count in points})
+    axes.set_xticks(ticks, ticks)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return _png(figure)
 
 

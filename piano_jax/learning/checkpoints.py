@@ -28,6 +28,7 @@ from orbax.checkpoint import v1
 from piano_jax import BadInput
 from piano_jax.command import progress
 from piano_jax.data.shards import new_folder
+from piano_jax.learning.metrics import LINES
 from piano_jax.learning.phases import model_config
 from piano_jax.learning.step import TrainState
 from piano_jax.model import Model
@@ -117,6 +118,23 @@ def find(checkpoint: str) -> epath.Path:
     return folder / str(max(steps))
 
 
+def best(workdir: str, figure: str) -> epath.Path:
+    """The folder of the step that is best on validation: of the highest figure, then of the lowest loss.
+
+    Raises BadInput where no step that is still there was evaluated. One step's folder is itself the best.
+    """
+    path = epath.Path(workdir)
+    if (path / "weights").exists():
+        return path
+    lines = (path / LINES).read_text().splitlines() if (path / LINES).exists() else []
+    measured = [line for line in map(json.loads, lines) if line["group"] == "validation" and figure in line]
+    there = [line for line in measured if (path / FOLDER / str(line["step"])).exists()]
+    if not there:
+        raise BadInput(f"{workdir}: holds no checkpoint whose {figure} were measured on validation")
+    step = min(there, key=lambda line: (-line[figure], line["loss"]))["step"]
+    return path / FOLDER / str(step)
+
+
 def read_run(checkpoint: str) -> dict:
     """The step and the config of a checkpoint's run, without LoRA, for weights are read merged. Raises BadInput."""
     path = find(checkpoint) / "run/metadata"
@@ -139,12 +157,18 @@ def read_weights(checkpoint: str, like: nnx.State) -> nnx.State:
     return _restore(folder, like)
 
 
-def read_model(checkpoint: str, mesh: Mesh) -> tuple[Model, ConfigDict]:
-    """The model of a checkpoint, laid out over the mesh that is set, and its run's config. Raises BadInput."""
+def read_model(checkpoint: str, mesh: Mesh, fresh: bool = False) -> tuple[Model, ConfigDict]:
+    """The model of a checkpoint, laid out over the mesh that is set, and its run's config. Raises BadInput.
+
+    A fresh one has the weights that training from scratch would begin with, in place of the checkpoint's.
+    """
     config = read_config(checkpoint)
     model = nnx.eval_shape(lambda: Model(model_config(config), nnx.Rngs(0)))
     graph, shapes = nnx.split(model)
     places = meshes.shardings(shapes, mesh)
+    if fresh:
+        init = jax.jit(lambda key: nnx.split(Model(model_config(config), nnx.Rngs(key)))[1], out_shardings=places)
+        return nnx.merge(graph, init(jax.random.key(config.get("seed", 0)))), config
     like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
     return nnx.merge(graph, read_weights(checkpoint, like)), config
 
@@ -189,6 +213,10 @@ def start_from(checkpoint: str, fresh: nnx.State, config: ConfigDict) -> nnx.Sta
         path, leaf = ours[name]
         rows = found[path][...].at[np.maximum(source, 0)].get(out_sharding=leaf[...].sharding)
         found[path] = leaf.replace(jnp.where(source[:, None] >= 0, rows, leaf[...]))
+    if config.get("phase") == "classify":  # <E>, which ended pieces, is to sum them up, and learns that afresh
+        path, leaf = ours["token_table"]
+        is_end = jnp.arange(leaf.shape[0])[:, None] == Vocabulary.end
+        found[path] = leaf.replace(jnp.where(is_end, leaf[...], found[path][...]))
     return nnx.from_flat_state([(path, found.get(path, leaf)) for path, leaf in ours.values()])
 
 

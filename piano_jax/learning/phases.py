@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from piano_jax import BadInput
 from piano_jax.data import (
+    ClassRows,
     ContinuationEvaluation,
     ContinuationRows,
     Dataset,
@@ -20,12 +21,15 @@ from piano_jax.data import (
     PairRows,
     PretrainingRows,
     ValidationPairs,
+    ValidationSlices,
 )
 from piano_jax.data.batches import Rows
 from piano_jax.data.pairs import no_pair
 from piano_jax.data.rows import Pieces, Row, row_of
+from piano_jax.data.slices import no_slice
+from piano_jax.data.tasks import Task
+from piano_jax.learning import classification, metrics, objectives
 from piano_jax.learning import contrastive as contrasts
-from piano_jax.learning import metrics, objectives
 from piano_jax.learning.objectives import Sums
 from piano_jax.learning.step import Gradient, definition, evaluation_step, summed_gradient
 from piano_jax.model.transformer import TransformerConfig
@@ -73,8 +77,10 @@ def phase_of(config: ConfigDict) -> Phase:
             return continuing(config)
         case "contrastive":
             return contrastive(config)
+        case "classify":
+            return classify(config)
         case _:
-            raise BadInput(f"{config.phase}: no such phase (there are pretrain, continue and contrastive)")
+            raise BadInput(f"{config.phase}: no such phase (there are pretrain, continue, contrastive and classify)")
 
 
 def pretrain(config: ConfigDict) -> Phase:
@@ -154,6 +160,29 @@ def contrastive(config: ConfigDict) -> Phase:
         measure=evaluation_step(graph, functools.partial(objective, parts=config.accumulate)),
         figures=contrasts.figures,
     )
+
+
+def classify(config: ConfigDict) -> Phase:
+    """The class of slices, and of files from their slices."""
+    model, data, task = model_config(config), config.data, task_of(config)
+    if (model.head, model.head_size) != ("classifier", len(task.classes)):
+        raise BadInput(f"{task.column} needs the head classifier and the head_size {len(task.classes)}, of its classes")
+    graph, cut = definition(model), {"task": task, "length": config.length, "notes": data.notes}
+    drawn = {"seed": config.seed, "augmented": data.augment, "shots": data.shots}
+    return Phase(
+        model=model,
+        rows=lambda of: ClassRows(of, "train", **cut, **drawn),
+        validation=lambda of: ValidationSlices(of, "val", **cut),
+        example=no_slice(config.length, Vocabulary(config.vocabulary)),
+        gradient=summed_gradient(graph, classification.objective, config.accumulate),
+        measure=evaluation_step(graph, classification.objective),
+        figures=functools.partial(classification.figures, classes=len(task.classes)),
+    )
+
+
+def task_of(config: ConfigDict) -> Task:
+    """What a classifier's run tells."""
+    return Task(config.task.column, tuple(config.task.classes))
 
 
 def _pieces(dataset: Dataset, config: ConfigDict) -> Pieces:

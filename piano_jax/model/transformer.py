@@ -274,9 +274,11 @@ class Model(nnx.Module):
         w = reshard(self.head_table[...].astype(self.config.dtype), None, None)
         return jnp.einsum("BTD,VD->BTV", hidden, w, preferred_element_type=jnp.float32)
 
-    def output_at(self, tokens: Int[Array, "B T"], at: Int[Array, "B"]) -> Float[Array, "B _"]:
+    def output_at(
+        self, tokens: Int[Array, "B T"], at: Int[Array, "B"], dropout_key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B _"]:
         """The head's float32 output at one position of each row: at `<E>`, an embedding or the logits of classes."""
-        hidden = self.encode(tokens)
+        hidden = self.encode(tokens, dropout_key=dropout_key)
         row = reshard(jnp.arange(len(at)), "batch")
         state = hidden.at[row, reshard(at, "batch")].get(out_sharding=placed(hidden.shape[::2], "batch", None))
         return self.head(state[:, None])[:, 0]
