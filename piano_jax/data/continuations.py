@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
 from piano_jax import BadInput
-from piano_jax.data.rows import AUGMENTATION, ROW_ORDER, Pieces, Row, bits, permutation, row_of
+from piano_jax.data.rows import AUGMENTATION, ROW_ORDER, Pieces, Row, bits, order, row_of
 from piano_jax.data.shards import LABELS
+from piano_jax.data.vectors import read_vectors
 from piano_jax.music import Vocabulary, augment
 
 SHORT, BEFORE = 150, 100  # pieces of more tokens get a `<D>`, about so many before their end (METHOD, section 1)
@@ -32,11 +33,7 @@ class Embeddings:
     """
 
     def __init__(self, file: str | Path, pieces: Pieces, size: int):
-        try:
-            with np.load(file) as arrays:
-                paths, found = arrays["paths"].astype(str), arrays["embeddings"].astype(np.float32)
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise BadInput(f"{file}: not a file of embeddings") from error
+        paths, found = read_vectors(file)
         if found.shape[1:] != (size,):
             raise BadInput(f"{file}: its embeddings are of size {found.shape[-1]}, and the model takes {size}")
         place = {path: number for number, path in enumerate(paths)}
@@ -100,18 +97,13 @@ class ContinuationRows(PieceRows):
     ):
         super().__init__(dataset, split, length, embeddings)
         self.seed, self.augmented, self.rows_per_epoch = seed, augmented, self.count
-        self._order: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return 1 << 62  # epochs do not end; Grain wants a number
 
     def __getitem__(self, number: int) -> Row:
         epoch, place = divmod(number, self.rows_per_epoch)
-        order = self._order.get(epoch)
-        if order is None:
-            order = permutation(self.rows_per_epoch, self.seed, ROW_ORDER, epoch)
-            self._order = {of: kept for of, kept in self._order.items() if of == epoch - 1} | {epoch: order}
-        cut = int(order[place])
+        cut = int(order(self.rows_per_epoch, self.seed, ROW_ORDER, epoch)[place])
         random = np.random.Generator(bits(self.seed, AUGMENTATION, epoch, cut))
         return self.row(cut, random, self.augmented)
 

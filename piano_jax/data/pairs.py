@@ -1,19 +1,15 @@
 """Pairs of slices of one piece, for contrastive learning: each pair a pure function of (seed, epoch, piece)."""
 
-import functools
-
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from piano_jax import BadInput
 from piano_jax.data.chunks import augmented, closed
-from piano_jax.data.rows import PIECE_ORDER, SLICES, bits, permutation
+from piano_jax.data.rows import PIECE_ORDER, SLICES, bits, order, permutation
 from piano_jax.data.shards import Dataset
 from piano_jax.music import Notes, Vocabulary
 
 Pair = dict[str, Int32[np.ndarray, "2 T"] | Int32[np.ndarray, "2"] | Float32[np.ndarray, ""]]
-
-order = functools.lru_cache(2)(permutation)  # an epoch's, and that of the one before for threads still in it
 
 
 def no_pair(length: int, vocabulary: Vocabulary) -> Pair:

@@ -1,5 +1,7 @@
 """Pretraining rows: cuts of T tokens from a split's pieces laid end to end, each a pure function of its number."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer, UInt16
 
@@ -22,6 +24,9 @@ def bits(seed: int, *place: int) -> np.random.Philox:
 def permutation(size: int, seed: int, *place: int) -> Int64[np.ndarray, "size"]:
     """Sorts raw random bits, which NumPy promises not to change between versions, as it does not for shuffles."""
     return bits(seed, *place).random_raw(size).argsort(kind="stable")
+
+
+order = functools.lru_cache(2)(permutation)  # an epoch's, and that of the one before for threads still in it
 
 
 class Line:

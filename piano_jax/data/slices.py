@@ -1,21 +1,18 @@
 """Labelled slices of pieces, to learn classes from: each a pure function of (seed, epoch, slice)."""
 
 import csv
-import functools
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from piano_jax import BadInput
 from piano_jax.data.chunks import augmented, closed
-from piano_jax.data.rows import AUGMENTATION, ROW_ORDER, bits, permutation
+from piano_jax.data.rows import AUGMENTATION, ROW_ORDER, bits, order
 from piano_jax.data.shards import LABELS, Dataset
 from piano_jax.data.tasks import Task, check_apart, check_classes, draw
 from piano_jax.music import Vocabulary
 
 Slice = dict[str, Int32[np.ndarray, "..."] | Float32[np.ndarray, "..."]]
-
-order = functools.lru_cache(2)(permutation)  # an epoch's, and that of the one before for threads still in it
 
 
 def no_slice(length: int, vocabulary: Vocabulary) -> Slice:

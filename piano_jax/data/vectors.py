@@ -115,6 +115,6 @@ def read_vectors(path: str | Path) -> tuple[list[str], Float32[np.ndarray, "N E"
     """Paths and vectors of a file. Raises BadInput where it is none."""
     try:
         with np.load(path) as columns:
-            return columns["paths"].tolist(), columns["embeddings"]
+            return columns["paths"].astype(str).tolist(), columns["embeddings"].astype(np.float32)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"{path}: not a file of embeddings ({error})") from error

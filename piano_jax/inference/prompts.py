@@ -1,11 +1,10 @@
 """From what was played to the tokens that a model continues, and back."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
 from piano_jax import BadInput
+from piano_jax.data.vectors import read_vectors
 from piano_jax.music import Notes, Vocabulary
 from piano_jax.music.notes import INSTRUMENTS, PIANO
 from piano_jax.music.vocabulary import SEGMENT, STEP
@@ -44,12 +43,8 @@ def read_embedding(spec: str) -> Float32[np.ndarray, "E"]:
     """The embedding of `FILE.npz`, or `FILE.npz:PATH` where that holds several. Raises BadInput."""
     file, _, wanted = spec.partition(".npz:")
     file += ".npz" if wanted else ""
-    try:
-        with np.load(Path(file)) as arrays:
-            paths, embeddings = arrays["paths"].astype(str), arrays["embeddings"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise BadInput(f"{file}: not a file of embeddings") from error
-    found = np.flatnonzero(paths == wanted) if wanted else np.arange(len(paths))
+    paths, embeddings = read_vectors(file)
+    found = np.flatnonzero(np.array(paths) == wanted) if wanted else np.arange(len(paths))
     if len(found) != 1:
         raise BadInput(
             f"{file}: holds {len(found)} embeddings" + (f" of {wanted}" if wanted else "; name one, FILE:PATH")
