@@ -5,7 +5,7 @@
     python -m piano_jax.probe --finetuned runs/composer --labels manifest.csv --task composer
 
 After the size stands the task, one of configs/tasks or a file COLUMN.txt of classes, one a line. Sizes are small,
-medium and medium_tpu, as in configs/pretrain.py, and laptop, which goes on from a run of configs/laptop.py. The authors
+medium and medium_tpu, as in configs/pretrain.py, and laptop and gpu, which go on from those runs there. The authors
 took a rate of 1e-5 and about ten epochs, each of the slices of 300 notes over `batch` steps. Validation says for each
 checkpoint how many `files` it tells right, and `probe` takes the best. `data.shots` learns from so many labelled files.
 """
@@ -15,26 +15,28 @@ from ml_collections import ConfigDict
 from piano_jax import BadInput
 from piano_jax.data.tasks import read_task
 
-SIZES = ("small", "medium", "medium_tpu", "laptop")
-# What half an hour of two CPU cores changes: slices cut short, few steps, a high rate.
-LAPTOP = {
-    "vocabulary": "piano",
-    "model": {
-        "size": "smoke",
-        "d_model": 256,
-        "layers": 4,
-        "ff_width": 1024,
-        "context": 512,
-        "dtype": "float32",
-        "remat": "none",
+SIZES = ("laptop", "gpu", "small", "medium", "medium_tpu")
+CHANGES = {
+    # Slices cut short, few steps, a high rate.
+    "laptop": {
+        "vocabulary": "piano",
+        "model": {"dtype": "float32", "remat": "none"},
+        "length": 256,
+        "batch": 16,
+        "steps": 200,
+        "schedule": {"peak": 3e-4},
+        "workers": 0,
+        "evaluation": {"every": 20},
+        "checkpoint": {"every": 20},
     },
-    "length": 256,
-    "batch": 16,
-    "steps": 200,
-    "schedule": {"peak": 3e-4},
-    "workers": 0,
-    "evaluation": {"every": 20},
-    "checkpoint": {"every": 20},
+    "gpu": {
+        "vocabulary": "piano",
+        "model": {"size": "small", "remat": "none"},
+        "steps": 600,
+        "schedule": {"peak": 2e-4},
+        "evaluation": {"every": 60},
+        "checkpoint": {"every": 60},
+    },
 }
 
 
@@ -79,7 +81,5 @@ def get_config(size: str = "small,composer") -> ConfigDict:
             "cluster": {"timeout": 300},
         }
     )
-    if size == "laptop":
-        with config.unlocked():
-            config.update(LAPTOP)
+    config.update(CHANGES.get(size, {}))
     return config

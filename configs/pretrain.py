@@ -4,22 +4,46 @@
 
 Sizes: `medium` is the authors' run (658,538,496 parameters, 75 epochs of Aria-MIDI's pruned subset: 0.4 T tokens, 9
 days on 8 H100); `medium_tpu` the same in heads of 128, for a run from scratch on TPUs; `small` (30 M) fits one GPU.
+
+Two are for a few hundred hours of piano, in a dataset of the vocabulary "piano": `laptop` takes half an hour of two CPU
+cores (5 M parameters, 3.3 M tokens), `gpu` a few minutes of one H200 (19 M parameters). configs/RESULTS.md shows
+what they learn.
 """
 
 from ml_collections import ConfigDict
 
 from piano_jax import BadInput
 
-BATCH = {"small": 32, "medium": 128, "medium_tpu": 128}
-STEPS = {"small": 50_000, "medium": 400_000, "medium_tpu": 400_000}
-LENGTH = {"small": 2048, "medium": 8192, "medium_tpu": 8192}
+STEPS = {"laptop": 400, "gpu": 2_000, "small": 50_000, "medium": 400_000, "medium_tpu": 400_000}
+LENGTH = {"laptop": 512, "gpu": 2048, "small": 2048, "medium": 8192, "medium_tpu": 8192}
+BATCH = {"laptop": 16, "gpu": 64, "small": 32, "medium": 128, "medium_tpu": 128}
+CHANGES = {
+    "laptop": {
+        "vocabulary": "piano",
+        "model": {"dtype": "float32", "remat": "none"},
+        "data": {"isolate": True},
+        "loss": {"chunk": 1024},
+        "schedule": {"peak": 3e-3, "warmup": 40},
+        "workers": 0,
+        "evaluation": {"every": 50, "batches": 8},
+        "checkpoint": {"every": 50, "keep_last": 2, "keep_every": 0},
+    },
+    "gpu": {
+        "vocabulary": "piano",
+        "model": {"size": "small", "remat": "none"},
+        "loss": {"chunk": 16_384},
+        "schedule": {"peak": 2e-3},
+        "evaluation": {"every": 200, "batches": 0},
+        "checkpoint": {"every": 500, "keep_last": 2, "keep_every": 0},
+    },
+}
 
 
 def get_config(size: str = "small") -> ConfigDict:
     """The config of a size; every value can be changed by --config.KEY=VALUE."""
     if size not in STEPS:
         raise BadInput(f"{size}: no such size (there are {', '.join(STEPS)})")
-    return ConfigDict(
+    config = ConfigDict(
         {
             "phase": "pretrain",
             "seed": 0,
@@ -50,3 +74,5 @@ def get_config(size: str = "small") -> ConfigDict:
             "cluster": {"timeout": 300},
         }
     )
+    config.update(CHANGES.get(size, {}))
+    return config

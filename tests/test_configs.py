@@ -10,10 +10,10 @@ from piano_jax.learning import optimizer
 from piano_jax.learning.phases import phase_of
 
 ROOT = Path(__file__).parents[1]
-SPECS = ["smoke.py", "laptop.py", "pretrain.py:small", "pretrain.py:medium", "pretrain.py:medium_tpu"]
-SPECS += ["contrastive.py:small", "contrastive.py:medium", "contrastive.py:medium_tpu", "contrastive.py:laptop"]
-SPECS += [f"finetune.py:{size}" for size in ("smoke", "laptop", "small", "medium", "medium_tpu")]
-SPECS += [f"classify.py:{size}" for size in ("small,emotion", "medium", "medium_tpu", "laptop,pianist")]
+SIZES = "laptop", "gpu", "small", "medium", "medium_tpu"
+SPECS = ["smoke.py", *(f"{name}.py:{size}" for name in ("pretrain", "finetune", "contrastive") for size in SIZES)]
+SPECS += ["finetune.py:smoke", "classify.py:laptop,pianist", "classify.py:gpu,form", "classify.py:small,emotion"]
+SPECS += ["classify.py:medium", "classify.py:medium_tpu"]
 
 OF_A_PHASE = "data.", "loss."  # what phases need not share
 

@@ -17,8 +17,10 @@ NEGATIVES = ("all", "across")
 NEVER = -1e9  # the logit of what is no candidate
 
 
-def check(negatives: str, temperature: float) -> None:
+def check(batch: int, negatives: str, groups: int, temperature: float) -> None:
     """Raises BadInput where these are none of a contrastive loss."""
+    if groups < 1 or batch % groups:
+        raise BadInput(f"loss.groups {groups}: the batch of {batch} pairs is not as many equal groups")
     if negatives not in NEGATIVES:
         raise BadInput(f"loss.negatives {negatives}: no such negatives (there are {', '.join(NEGATIVES)})")
     if not temperature > 0:
@@ -30,12 +32,13 @@ def contrast(
     weights: Float[Array, "B"],
     temperature: Float[Array, ""] | float,
     negatives: str = "all",
+    groups: int = 1,
 ) -> tuple[Float[Array, ""], Sums]:
     """Cross-entropy of each view's finding its partner among candidates by cosine similarity, summed over pairs.
 
     A pair counts its two views' mean. Candidates are all other views of the batch ("all": NT-Xent, arXiv 2002.05709,
     equation 1), or the other view of every pair ("across": the symmetric InfoNCE of arXiv 2103.00020, figure 3). Pairs
-    of no weight are no candidates.
+    of no weight are no candidates, nor are those of another of the `groups`, equal parts of the batch in its order.
 
     The sums are of "loss", "correct" (the partner was the nearest candidate), "weight", "alignment" (squared distance
     between partners), and "potential", exp(-2 squared distance), over the "others", views of different pairs.
@@ -44,15 +47,16 @@ def contrast(
     # Each device compares its own views with those of all devices; the gather's gradient is a sum over devices.
     own, everyone = reshard(views, "batch", None, None), reshard(views, None, None, None)
     counted, present = reshard(weights, "batch"), reshard(weights, None) > 0
-    pair = reshard(jnp.arange(len(views)), "batch")
-    other = present[None] & (pair[:, None] != jnp.arange(len(views))[None])
+    pair, pairs = reshard(jnp.arange(len(views)), "batch"), jnp.arange(len(views))
+    other = present[None] & (pair[:, None] != pairs[None])
+    candidate = present[None] & (pair[:, None] * groups // len(views) == pairs[None] * groups // len(views))
     loss = correct = jnp.zeros_like(counted)
     for view in range(2):
         across = jnp.einsum("BE,NE->BN", own[:, view], everyone[:, 1 - view])
-        logits = jnp.where(present[None], across / temperature, NEVER)
+        logits = jnp.where(candidate, across / temperature, NEVER)
         if negatives == "all":
             within = jnp.einsum("BE,NE->BN", own[:, view], everyone[:, view])
-            logits = jnp.concatenate([logits, jnp.where(other, within / temperature, NEVER)], axis=1)
+            logits = jnp.concatenate([logits, jnp.where(other & candidate, within / temperature, NEVER)], axis=1)
         loss += optax.softmax_cross_entropy_with_integer_labels(logits, pair) / 2
         correct += (logits.argmax(-1) == pair) / 2
     # Unit vectors are 2 - 2 cosine apart, squared; one direction's similarities are the other's, transposed.
@@ -76,7 +80,13 @@ def embed_pairs(model: Model, tokens: Int[Array, "B 2 T"], ends: Int[Array, "B 2
 
 
 def objective(
-    model: Model, batch: dict[str, Array], key: Key[Array, ""] | None, parts: int, temperature: float, negatives: str
+    model: Model,
+    batch: dict[str, Array],
+    key: Key[Array, ""] | None,
+    parts: int,
+    temperature: float,
+    negatives: str,
+    groups: int,
 ) -> tuple[Float[Array, ""], Sums]:
     """The contrastive loss of a batch of pairs, summed, and its sums; see `contrast`.
 
@@ -97,7 +107,7 @@ def objective(
         views = views.swapaxes(0, 1).reshape(len(tokens), 2, -1)
     if model.config.learn_temperature:
         temperature = temperature * jnp.exp(model.log_temperature[...])
-    loss, sums = contrast(views, batch["weights"], temperature, negatives)
+    loss, sums = contrast(views, batch["weights"], temperature, negatives, groups)
     return loss, sums | {"temperature": sums["weight"] * temperature}
 
 

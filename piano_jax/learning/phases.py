@@ -35,7 +35,7 @@ from piano_jax.learning.step import Gradient, definition, evaluation_step, summe
 from piano_jax.model.transformer import TransformerConfig
 from piano_jax.music.vocabulary import CLASSES, Vocabulary
 
-SIZES = ("smoke", "small", "medium", "medium_tpu")
+SIZES = ("smoke", "laptop", "small", "medium", "medium_tpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +138,11 @@ def next_token(
 
 def contrastive(config: ConfigDict) -> Phase:
     """Slices of one piece nearer to each other than to those of others."""
-    model, loss, cut = model_config(config), config.loss, config.slice.to_dict()
-    contrasts.check(loss.negatives, loss.temperature)
+    model, loss, cut = model_config(config), config.loss.to_dict(), config.slice.to_dict()
+    contrasts.check(config.batch, **loss)
     if model.head != "embedding":
         raise BadInput(f"model.head {model.head}: contrastive learning needs the head embedding")
-    objective = functools.partial(contrasts.objective, temperature=loss.temperature, negatives=loss.negatives)
+    objective = functools.partial(contrasts.objective, **loss | {"parts": config.accumulate})
     graph = definition(model)
 
     def rows(of: Dataset) -> PairRows:
@@ -156,8 +156,8 @@ def contrastive(config: ConfigDict) -> Phase:
         rows=rows,
         validation=lambda of: ValidationPairs(of, "val", config.length, **cut),
         example=no_pair(config.length, Vocabulary(config.vocabulary)),
-        gradient=summed_gradient(graph, functools.partial(objective, parts=config.accumulate), 1),
-        measure=evaluation_step(graph, functools.partial(objective, parts=config.accumulate)),
+        gradient=summed_gradient(graph, objective, 1),
+        measure=evaluation_step(graph, functools.partial(objective, groups=1)),
         figures=contrasts.figures,
     )
 

@@ -30,7 +30,7 @@ SMALL = [
 def planned():
     """A small config on four chips of v5e, two of them tensor parallel, and its plan."""
     pytest.importorskip("libtpu")
-    config = read_config("configs/laptop.py", SMALL)
+    config = read_config("configs/pretrain.py:laptop", SMALL)
     return config, ahead.plan(config, meshes.make_mesh(1, 2, 2, devices=ahead.topology("v5e:2x2", 1)))
 
 
@@ -124,7 +124,7 @@ def test_a_plan_that_does_not_fit_ends_with_code_2(tmp_path, capsys, monkeypatch
     scant = meshes.CHIPS["TPU v5 lite"]._replace(memory=2.0**20)
     monkeypatch.setitem(meshes.CHIPS, "TPU v5 lite", scant)
     words = [f"--config.{word}" for word in SMALL]
-    code = main(["--config=configs/laptop.py", "--topology=v5e:2x2", f"--out={tmp_path}/plan.json", *words])
+    code = main(["--config=configs/pretrain.py:laptop", "--topology=v5e:2x2", f"--out={tmp_path}/plan.json", *words])
     assert code == 2 and capsys.readouterr().out.splitlines()[-1] == "does not fit"
     saved = json.loads((tmp_path / "plan.json").read_text())
     assert saved["fits"] is False and saved["temporaries"] > 0 and saved["topology"] == "v5e:2x2"

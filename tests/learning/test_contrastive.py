@@ -42,7 +42,7 @@ def batch(pairs: int = 16, length: int = 16) -> dict[str, np.ndarray]:
 def learnt(sizes: tuple[int, int, int], parts: int, negatives: str) -> tuple:
     """Gradients of the mean loss of a batch, and its sums, on a mesh."""
     mesh = meshes.make_mesh(*sizes) if np.prod(sizes) > 1 else one_device()
-    objective = functools.partial(contrastive.objective, parts=parts, temperature=0.1, negatives=negatives)
+    objective = functools.partial(contrastive.objective, parts=parts, temperature=0.1, negatives=negatives, groups=1)
     with jax.set_mesh(mesh):
         init = lambda: nnx.split(Model(CONFIG, nnx.Rngs(0)))[1]  # noqa: E731
         weights = jax.jit(init, out_shardings=meshes.shardings(jax.eval_shape(init), mesh))()
@@ -89,6 +89,16 @@ def test_pairs_without_weight_are_not_there(negatives):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), sums, of_fewer)
 
 
+@pytest.mark.parametrize("negatives", contrastive.NEGATIVES)
+def test_groups_are_batches_of_their_own(negatives):
+    views = jnp.asarray(np.random.default_rng(1).normal(size=(8, 2, 5)), jnp.float32)
+    loss, sums = contrastive.contrast(views, jnp.ones(8), 0.1, negatives, groups=2)
+    halves = [contrastive.contrast(half, jnp.ones(4), 0.1, negatives) for half in (views[:4], views[4:])]
+    np.testing.assert_allclose(loss, sum(half for half, _ in halves), rtol=1e-5)
+    np.testing.assert_allclose(sums["correct"], sum(of["correct"] for _, of in halves), rtol=1e-5)
+    assert loss < 0.9 * contrastive.contrast(views, jnp.ones(8), 0.1, negatives)[0]
+
+
 def unit(views: jax.Array) -> np.ndarray:
     views = np.moveaxis(np.asarray(views, np.float64), 1, 0)
     return views / np.linalg.norm(views, axis=-1, keepdims=True)
@@ -125,7 +135,7 @@ def test_figures_are_those_of_plain_numpy():
 def temporary_bytes(pairs: int, parts: int) -> int:
     """What a gradient needs beside its inputs and outputs."""
     config = TransformerConfig.smoke(vocabulary_size=64, head="embedding", head_size=32, context=128, layers=2)
-    objective = functools.partial(contrastive.objective, parts=parts, temperature=0.1, negatives="all")
+    objective = functools.partial(contrastive.objective, parts=parts, temperature=0.1, negatives="all", groups=1)
     weights = jax.eval_shape(lambda: nnx.split(Model(config, nnx.Rngs(0)))[1])
     of_batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch(pairs, 128))
     lowered = jax.jit(summed_gradient(definition(config), objective, 1)).lower(
@@ -142,6 +152,8 @@ def test_memory_is_that_of_a_part():
 
 def test_what_is_no_loss_is_refused():
     with pytest.raises(BadInput, match=r"temperature 0\.0: a temperature is above 0"):
-        contrastive.check("all", 0.0)
+        contrastive.check(32, "all", 1, 0.0)
     with pytest.raises(BadInput, match="some: no such negatives"):
-        contrastive.check("some", 0.1)
+        contrastive.check(32, "some", 1, 0.1)
+    with pytest.raises(BadInput, match="groups 5: the batch of 32 pairs"):
+        contrastive.check(32, "all", 5, 0.1)
