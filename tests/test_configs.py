@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from piano_jax import BadInput
 from piano_jax.config import flat, read_config
 from piano_jax.learning import optimizer
 from piano_jax.learning.phases import phase_of
@@ -36,3 +37,16 @@ def test_a_config_is_whole(spec):
     assert common <= keys(config)
     docstring = (ROOT / "configs" / spec.split(":")[0]).read_text().split('"""')[1]
     assert "piano_jax.train --config" in docstring or "launch/smoke.sh" in docstring
+
+
+def test_a_size_of_model_may_be_its_width_and_layers():
+    def model(size: str):
+        return phase_of(read_config(str(ROOT / "configs/pretrain.py"), [f"model.size={size}"])).model
+
+    wide = model("192x6")
+    assert (wide.d_model, wide.layers, wide.heads, wide.ff_width, wide.context) == (192, 6, 3, 768, 2048)
+    shape = "d_model", "layers", "heads", "ff_width"
+    assert all(getattr(model("1536x16"), part) == getattr(model("medium"), part) for part in shape)
+    for size, said in (("large", "no such size of model"), ("100x4", "100x4: a width is a multiple of 64")):
+        with pytest.raises(BadInput, match=said):
+            model(size)

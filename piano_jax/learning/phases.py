@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -56,16 +57,24 @@ class Phase:
 
 
 def model_config(config: ConfigDict) -> TransformerConfig:
-    """The model of a config: its size by name, and what the config changes of it. Raises BadInput."""
+    """The model of a config: its size by name or as WIDTHxLAYERS, and what the config changes. Raises BadInput."""
     changes = config.model.to_dict()
     size = changes.pop("size")
-    if size not in SIZES:
-        raise BadInput(f"{size}: no such size of model (there are {', '.join(SIZES)})")
+    shape = re.fullmatch("([1-9][0-9]*)x([1-9][0-9]*)", size)
+    if size not in SIZES and not shape:
+        raise BadInput(
+            f"{size}: no such size of model (there are {', '.join(SIZES)}, and any WIDTHxLAYERS as in 192x6)"
+        )
+    if shape and int(shape[1]) % 64:
+        raise BadInput(f"{size}: a width is a multiple of 64, for it is cut into heads of 64")
     if rank := config.lora.rank if "lora" in config else 0:
         changes["lora_rank"] = rank
         if not config.init_from:
             raise BadInput(f"lora.rank {rank}: there are no weights to change; give --config.init_from")
-    return getattr(TransformerConfig, size)(vocabulary_size=Vocabulary(config.vocabulary).size, **changes)
+    changes["vocabulary_size"] = Vocabulary(config.vocabulary).size
+    if shape:
+        return TransformerConfig.of(*map(int, shape.groups()), **{"context": config.length} | changes)
+    return getattr(TransformerConfig, size)(**changes)
 
 
 def phase_of(config: ConfigDict) -> Phase:

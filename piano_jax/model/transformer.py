@@ -71,10 +71,14 @@ class TransformerConfig:
         return cls(**shape | {"dtype": "float32"} | changes)
 
     @classmethod
+    def of(cls, d_model: int, layers: int, **changes: Any) -> "TransformerConfig":
+        """Medium's proportions at any width and depth: heads of 64, a feed-forward part four times as wide."""
+        return cls(**{"d_model": d_model, "layers": layers, "heads": d_model // 64, "ff_width": 4 * d_model} | changes)
+
+    @classmethod
     def laptop(cls, **changes: Any) -> "TransformerConfig":
-        """5 M parameters: learns some music on two CPU cores, hundreds of steps in half an hour."""
-        shape = {"d_model": 256, "layers": 4, "heads": 4, "ff_width": 1024, "context": 512}
-        return cls(**shape | {"dtype": "float32"} | changes)
+        """1.7 M parameters: learns some music on two CPU cores, thousands of steps in half an hour."""
+        return cls.of(128, 4, **{"context": 1024, "dtype": "float32"} | changes)
 
     @classmethod
     def small(cls, **changes: Any) -> "TransformerConfig":
@@ -84,7 +88,7 @@ class TransformerConfig:
     @classmethod
     def medium(cls, **changes: Any) -> "TransformerConfig":
         """The authors' 658,538,496 parameters, heads of 64: the shape that loads the released weights."""
-        return cls(**{"d_model": 1536, "layers": 16, "heads": 24, "ff_width": 6144, "context": 8192} | changes)
+        return cls.of(1536, 16, **{"context": 8192} | changes)
 
     @classmethod
     def medium_tpu(cls, **changes: Any) -> "TransformerConfig":
