@@ -24,10 +24,10 @@ CHANGES = {
         "length": 256,
         "batch": 16,
         "steps": 200,
-        "schedule": {"peak": 3e-4},
+        "schedule": {"peak": 5e-4},
         "workers": 0,
-        "evaluation": {"every": 20},
-        "checkpoint": {"every": 20},
+        "evaluation": {"every": 50},
+        "checkpoint": {"every": 50},
     },
     "gpu": {
         "vocabulary": "piano",

@@ -6,8 +6,8 @@
 The authors' figures: temperature 0.1, 25 epochs (the default steps are those of 32,522 pieces), a rate of 1e-5. `batch`
 counts pairs; `accumulate` embeds it in as many parts, in the memory of one, at the same loss. `loss.groups` takes each
 view's negatives from one of so many equal groups of the batch, as where as many devices do not gather theirs. Sizes are
-those of configs/pretrain.py: small, medium and medium_tpu, and laptop (half an hour of two CPU cores) and gpu (minutes
-of one H200) for a few hundred hours of piano.
+those of configs/pretrain.py: small, medium and medium_tpu, and for a few hundred hours of piano laptop (half an hour of
+two CPU cores) and gpu (minutes of one H200; not run).
 """
 
 from ml_collections import ConfigDict
@@ -16,20 +16,22 @@ from piano_jax import BadInput
 
 SIZES = ("laptop", "gpu", "small", "medium", "medium_tpu")
 CHANGES = {
-    # Short slices, few pairs, a high rate; and keys and tempi that stay, for by them a small model finds another
-    # performance of the same piece.
+    # Short slices and a high rate; and keys and tempi that stay, for by them a small model finds another performance of
+    # the same piece.
     "laptop": {
         "vocabulary": "piano",
         "model": {"dtype": "float32", "remat": "none"},
         "data": {"augment": False},
-        "length": 128,
-        "batch": 32,
+        "slice": {"shortest": 60, "longest": 75},
+        "length": 256,
+        "batch": 64,
         "accumulate": 1,
-        "steps": 100,
-        "schedule": {"peak": 2e-4, "warmup": 5},
+        "steps": 300,
+        "schedule": {"peak": 1e-3, "warmup": 20},
+        "adamw": {"eps": 1e-8},
         "workers": 0,
-        "evaluation": {"every": 25, "batches": 4},
-        "checkpoint": {"every": 25},
+        "evaluation": {"every": 50, "batches": 4},
+        "checkpoint": {"every": 100},
     },
     "gpu": {
         "vocabulary": "piano",
