@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
+from absl import logging
 from tqdm import tqdm
 
 from piano_jax import BadInput
@@ -21,6 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Exits with what `main` returns; bad input, a full disk and Ctrl-C end in one line and no stack trace."""
+    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     try:
         sys.exit(main())
     except BadInput as error:

@@ -92,9 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if path.startswith("gs://"):
             raise BadInput(f"{path}: convert works on local files; only the checkpoint to export may be on gs://")
 
-    from absl import logging
-
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     if options.command == "import":
         model, out = import_file(options.file, options.folder, options.heads), options.folder
     else:

@@ -112,13 +112,11 @@ def embedder(options: argparse.Namespace) -> Iterator[tuple[Callable, Callable[[
         return
 
     import jax
-    from absl import logging
 
     from piano_jax.inference.embedding import Embedder
     from piano_jax.learning.checkpoints import find, read_config, read_model
     from piano_jax.model.mesh import make_mesh
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     head = read_config(options.checkpoint).model.get("head", "language")
     if head != "embedding":
         raise BadInput(f"{options.checkpoint}: has a {head} head and no embedding head; see configs/contrastive.py")

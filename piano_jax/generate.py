@@ -13,8 +13,9 @@ from piano_jax import BadInput, write_whole
 from piano_jax.command import Parser, progress, run
 from piano_jax.evaluation.plots import plot_piano_roll
 from piano_jax.inference.audio import read_soundfont, render
-from piano_jax.inference.prompts import continued, piano_of, prompt_of, read_embedding
+from piano_jax.inference.prompts import continued, prompt_of, read_embedding
 from piano_jax.music import Notes, Vocabulary, read_midi, write_midi
+from piano_jax.music.notes import INSTRUMENTS, PIANO
 from piano_jax.music.vocabulary import SEGMENT
 
 EPILOG = """\
@@ -70,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now, for --help and complaints about arguments need no jax.
     import jax
-    from absl import logging
 
     from piano_jax.data.shards import new_folder
     from piano_jax.inference.decoding import Decoder
@@ -78,14 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from piano_jax.learning.checkpoints import read_model
     from piano_jax.model.mesh import make_mesh
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     sampling = Sampling(temperature=options.temperature, min_p=options.min_p, top_p=options.top_p, top_k=options.top_k)
     if options.wav:
         read_soundfont(options.soundfont)
     embedding = read_embedding(options.embedding) if options.embedding else None
-    notes, others = piano_of(read_prompt(options.prompt))
-    if others:
+    notes = read_prompt(options.prompt)
+    if others := [INSTRUMENTS[index] for index in np.unique(notes.instrument[notes.instrument != PIANO])]:
         print(f"{options.prompt}: continues the piano alone, without {', '.join(others)}")
+        notes = notes.piano
     mesh = make_mesh()
     with new_folder(options.out) as folder, jax.set_mesh(mesh):
         model, config = read_model(options.checkpoint, mesh)

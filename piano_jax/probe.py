@@ -185,11 +185,8 @@ class Finetuned:
     """
 
     def __init__(self, run: str):
-        from absl import logging
-
         from piano_jax.learning import checkpoints
 
-        logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
         self.folder = str(checkpoints.best(run, "files"))
         self.run, self.config = run, checkpoints.read_config(self.folder)
         if self.config.phase != "classify":

@@ -39,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now, for --help and complaints about arguments need no jax.
     import jax
-    from absl import logging
 
     from piano_jax.data import Dataset
     from piano_jax.evaluation.plots import plot_losses
@@ -48,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from piano_jax.learning.loop import Diverged, train
     from piano_jax.model.mesh import make_mesh
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     same = flat(config.to_dict() | {"dataset": Dataset(config.data.path, vocabulary=config.vocabulary).fingerprint})
     same = {key: value for key, value in same.items() if key not in ("data.path", "workers")}
     cluster.join(" ".join(f"{key}={value}" for key, value in same.items()), config.cluster.timeout)

@@ -6,16 +6,7 @@ from jaxtyping import Float32, Int32, Integer
 from piano_jax import BadInput
 from piano_jax.data.vectors import read_vectors
 from piano_jax.music import Notes, Vocabulary
-from piano_jax.music.notes import INSTRUMENTS, PIANO
 from piano_jax.music.vocabulary import SEGMENT, STEP
-
-
-def piano_of(notes: Notes) -> tuple[Notes, tuple[str, ...]]:
-    """The piano's notes, and the names of the other instruments that play."""
-    piano = notes.instrument == PIANO
-    others = tuple(INSTRUMENTS[index] for index in np.unique(notes.instrument[~piano]))
-    columns = (notes.onset, notes.duration, notes.pitch, notes.velocity)
-    return Notes(*(column[piano] for column in columns), pedal=notes.pedal), others
 
 
 def prompt_of(notes: Notes, vocabulary: Vocabulary, seconds: float) -> Int32[np.ndarray, "T"]:

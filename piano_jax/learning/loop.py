@@ -58,7 +58,6 @@ def assemble(config: ConfigDict) -> tuple[Phase, Initializer, Step]:
 
 def check_owner(workdir: str, run: dict) -> None:
     """Raises BadInput where `workdir` holds another run than this one, or is no folder."""
-
     if workdir.startswith("gs://"):
         raise BadInput(f"{workdir}: work directories are local, for now")
     path = epath.Path(workdir) / CONFIG

@@ -33,7 +33,7 @@ from piano_jax.learning import classification, metrics, objectives
 from piano_jax.learning import contrastive as contrasts
 from piano_jax.learning.objectives import Sums
 from piano_jax.learning.step import Gradient, definition, evaluation_step, summed_gradient
-from piano_jax.model.transformer import TransformerConfig
+from piano_jax.model.transformer import TransformerConfig, proportions
 from piano_jax.music.vocabulary import CLASSES, Vocabulary
 
 SIZES = ("smoke", "laptop", "small", "medium", "medium_tpu")
@@ -73,7 +73,7 @@ def model_config(config: ConfigDict) -> TransformerConfig:
             raise BadInput(f"lora.rank {rank}: there are no weights to change; give --config.init_from")
     changes["vocabulary_size"] = Vocabulary(config.vocabulary).size
     if shape:
-        return TransformerConfig.of(*map(int, shape.groups()), **{"context": config.length} | changes)
+        return TransformerConfig(**proportions(*map(int, shape.groups())) | {"context": config.length} | changes)
     return getattr(TransformerConfig, size)(**changes)
 
 

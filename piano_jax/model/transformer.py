@@ -71,14 +71,9 @@ class TransformerConfig:
         return cls(**shape | {"dtype": "float32"} | changes)
 
     @classmethod
-    def of(cls, d_model: int, layers: int, **changes: Any) -> "TransformerConfig":
-        """Medium's proportions at any width and depth: heads of 64, a feed-forward part four times as wide."""
-        return cls(**{"d_model": d_model, "layers": layers, "heads": d_model // 64, "ff_width": 4 * d_model} | changes)
-
-    @classmethod
     def laptop(cls, **changes: Any) -> "TransformerConfig":
         """1.7 M parameters: learns some music on two CPU cores, thousands of steps in half an hour."""
-        return cls.of(128, 4, **{"context": 1024, "dtype": "float32"} | changes)
+        return cls(**proportions(128, 4) | {"context": 1024, "dtype": "float32"} | changes)
 
     @classmethod
     def small(cls, **changes: Any) -> "TransformerConfig":
@@ -88,12 +83,17 @@ class TransformerConfig:
     @classmethod
     def medium(cls, **changes: Any) -> "TransformerConfig":
         """The authors' 658,538,496 parameters, heads of 64: the shape that loads the released weights."""
-        return cls.of(1536, 16, **{"context": 8192} | changes)
+        return cls(**proportions(1536, 16) | {"context": 8192} | changes)
 
     @classmethod
     def medium_tpu(cls, **changes: Any) -> "TransformerConfig":
         """As many parameters in heads of 128, as wide as a TPU's lanes: the shape for a run from scratch."""
         return cls.medium(**{"heads": 12} | changes)
+
+
+def proportions(d_model: int, layers: int) -> dict[str, int]:
+    """Medium's at any width and depth: heads of 64, a feed-forward part four times as wide."""
+    return {"d_model": d_model, "layers": layers, "heads": d_model // 64, "ff_width": 4 * d_model}
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float = 1.0) -> nnx.Param:

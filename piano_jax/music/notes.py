@@ -70,6 +70,12 @@ class Notes:
         return dataclasses.replace(notes, pedal=pedal[pedal[:, 0] < pedal[:, 1]])
 
     @property
+    def piano(self) -> "Notes":
+        """The piano's notes alone, and the pedal."""
+        own = self.instrument == PIANO
+        return Notes(self.onset[own], self.duration[own], self.pitch[own], self.velocity[own], pedal=self.pedal)
+
+    @property
     def seconds(self) -> float:
         """Time from the first onset to the last end."""
         return float((self.onset + self.duration).max() - self.onset[0]) / 1000 if len(self) else 0.0

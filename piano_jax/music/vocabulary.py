@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, Integer, UInt16
 
 from piano_jax import BadInput
-from piano_jax.music.notes import DRUM, INSTRUMENTS, PIANO, Notes, presses
+from piano_jax.music.notes import DRUM, INSTRUMENTS, Notes, presses
 
 SEGMENT, STEP, LONGEST = 5000, 10, 5000  # milliseconds: a segment, the grid of time, the longest duration
 VELOCITY_STEP, VELOCITIES = 10, 13  # 0, 10, … 120
@@ -131,8 +131,7 @@ class Vocabulary:
             BadInput: there are none.
         """
         if self.has_pedal and notes.instrument.any():
-            columns = (notes.onset, notes.duration, notes.pitch, notes.velocity)
-            notes = Notes(*(column[notes.instrument == PIANO] for column in columns), pedal=notes.pedal)
+            notes = notes.piano
         if not len(notes):
             raise BadInput(f"no notes for the vocabulary {self.name}")
         return notes
