@@ -95,7 +95,7 @@ def score(options: argparse.Namespace) -> None:
 
     tallies = count(options.key, options.files)
     answers = sum(sum(tally) for tally in tallies.values())
-    print(f"{len(options.files):,} listeners, {answers:,} answers")
+    print(f"listeners: {len(options.files):,}; answers: {answers:,}")
     width = max(len(f"{one} : {other}") for one, other in tallies)
     for (one, other), tally in tallies.items():
         score = f"{tally.wins:,} : {tally.losses:,}"

@@ -14,7 +14,8 @@ import pytest
 from piano_jax import BadInput, study
 from piano_jax.evaluation.ballots import checksum
 from piano_jax.inference.audio import loudness
-from piano_jax.music import Notes, write_midi
+from piano_jax.inference.tone import play_tone
+from piano_jax.music import Notes, read_midi, write_midi
 from piano_jax.music.performances import performance
 
 NAMES = ("walrus", "zebra", "okapi")
@@ -66,13 +67,17 @@ def test_what_make_leaves(folders, capsys):
     assert [*key["systems"]] == [*NAMES] and key["study"] == data["id"] and len(key["pairs"]) == len(data["pairs"]) == 6
     files = {str(path.relative_to(out / "listen")) for path in (out / "listen").rglob("*.*")}
     assert files == {"index.html"} | {side["audio"] for pair in data["pairs"] for side in pair["sides"]}
-    for pair in data["pairs"]:
+    for pair, told in zip(data["pairs"], key["pairs"], strict=True):
         levels = []
-        for side in pair["sides"]:
+        for name, side in zip("AB", pair["sides"], strict=True):
+            played = between(read_midi(folders / told[name] / f"{told['prompt']}.mid"), 0, 3200)
             with wave.open(str(out / "listen" / side["audio"])) as file:
                 assert (file.getnchannels(), file.getframerate(), file.getsampwidth()) == (1, 22_050, 2)
                 samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32_767
             levels.append(loudness(samples, 22_050))
+            # What is seen and heard on each side is what the key says.
+            assert side["notes"][2::4] == played.pitch[played.onset >= 2000].tolist()
+            assert np.corrcoef(samples[:60_000], play_tone(played)[:60_000])[0, 1] > 0.98
             assert 2 < len(samples) / 22_050 <= pair["end"] + 0.01 < 4 and np.abs(samples).max() < 0.91
             assert min(side["notes"][::4]) * 0.02 >= 1.98 and max(side["notes"][1::4]) * 0.02 <= 3.2
         assert np.isclose(*levels, rtol=0.01) and max(pair["prompt"][::4]) * 0.02 < 2
@@ -90,22 +95,28 @@ def test_nothing_that_listeners_get_tells_the_systems(folders):
         (folders / f"{name}.new").rename(folders / name)
     other = make(folders, out="other", systems=[renamed.get(name, name) for name in NAMES])
     first, second = data_of(out), data_of(other)
+    for path in (out / "listen/audio").iterdir():
+        assert path.read_bytes() == (other / "listen/audio" / path.name).read_bytes()
     assert first.pop("id") != second.pop("id") and first == second
     # The same seed draws other sides for other music, so that nobody can draw them again without it.
-    sides = set()
-    for start in range(6):
-        shutil.rmtree(folders / "okapi")
-        shutil.copytree(folders / "zebra", folders / "okapi")
-        piece = between(performance(20 + start), 0, 1000)
-        whole = [
-            np.concatenate([getattr(between(performance(0), 0, 2000), name), getattr(piece, name)])
-            for name in ("onset", "duration", "pitch", "velocity")
-        ]
-        whole[0][-len(piece) :] += 2000
-        write_midi(Notes(*whole), folders / "okapi/000.mid")
-        pairs = json.loads((make(folders, out=f"again{start}") / "key.json").read_text())["pairs"]
-        sides.add(tuple((pair["prompt"], pair["A"], pair["B"]) for pair in pairs))
-    assert len(sides) == 6
+    drawn, notes = set(), read_midi(folders / "okapi/000.mid")
+    for softer in range(6):
+        write_midi(Notes(notes.onset, notes.duration, notes.pitch, notes.velocity - softer), folders / "okapi/000.mid")
+        pairs = json.loads((make(folders, out=f"again{softer}") / "key.json").read_text())["pairs"]
+        drawn.add(tuple((pair["prompt"], pair["A"], pair["B"]) for pair in pairs))
+    assert len(drawn) == 6
+
+
+def test_a_soundfont_plays(folders):
+    pytest.importorskip("tinysoundfont")
+    from tests.test_generate import soundfont
+
+    (folders / "tone.sf2").write_bytes(soundfont())
+    out = make(folders, pairs=1, soundfont=folders / "tone.sf2")
+    for path in (out / "listen/audio").iterdir():
+        with wave.open(str(path)) as file:
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32_767
+        assert 4 < len(samples) / 22_050 < 5.3 and 0.02 < loudness(samples, 22_050) < 0.08
 
 
 def test_score_prints_the_exact_p(folders, capsys):
@@ -122,7 +133,7 @@ def test_score_prints_the_exact_p(folders, capsys):
     capsys.readouterr()
     study.main(["score", "--key", str(out / "key.json"), *map(str, files)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "46 listeners, 46 answers"
+    assert lines[0] == "listeners: 46; answers: 46"
     assert re.fullmatch(r"walrus : zebra +38 : 6  ties 2  p = 9.43e-7", lines[1])
     (folders / "edited.json").write_text(re.sub('"choice": "."', '"choice": "tie"', files[0].read_text()))
     with pytest.raises(BadInput, match=r"edited\.json: edited since"):
@@ -283,7 +294,7 @@ def test_a_listener_answers_in_a_browser(folders, browser, capsys):
     study.main(["score", "--key", str(out / "key.json"), str(export)])
     lines = capsys.readouterr().out.splitlines()
     pairs = json.loads((out / "key.json").read_text())["pairs"]
-    assert lines[0] == "1 listeners, 3 answers" and len(lines) == 5
+    assert lines[0] == "listeners: 1; answers: 3" and len(lines) == 5
     won = [pairs[0]["A"], pairs[1]["B"]]
     for line in lines[1:4]:
         first, second, wins, losses, ties = re.match(r"(\w+) : (\w+) +(\d+) : (\d+)  ties (\d+)  p = 1$", line).groups()
