@@ -142,7 +142,7 @@ def test_audio(generate, tmp_path):
     out = generate("1", "--wav", "--soundfont", str(path))
     with wave.open(str(out / "1.wav")) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-        assert file.getnchannels() == 2 and file.getnframes() / 44_100 > read_midi(out / "1.mid").seconds
+        assert file.getnchannels() == 2 and 0 < file.getnframes() / 44_100 - read_midi(out / "1.mid").seconds < 3
     assert np.abs(samples).max() > 30_000
     assert (out / "1.wav").read_bytes() == (generate("2", "--wav", "--soundfont", str(path)) / "1.wav").read_bytes()
     for broken in (b"RIFF", soundfont()[:-30], b"hello"):
