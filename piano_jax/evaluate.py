@@ -1,6 +1,8 @@
 """`python -m piano_jax.evaluate`: how likely held-out pieces are, and how good continuations."""
 
 import argparse
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,18 +19,41 @@ EPILOG = """\
 examples:
   python -m piano_jax.evaluate --checkpoint runs/mine --data data/mine --out likelihood
   python -m piano_jax.evaluate --checkpoint runs/a --checkpoint runs/b --data data/mine --out both --by composer
+  python -m piano_jax.evaluate --system mine=runs/mine --system markov --data data/mine --out judged
+  python -m piano_jax.evaluate --system mine=runs/mine --system theirs=theirs/ --data data/mine --out again \\
+      --embedder runs/embedding
 
-how likely a split's pieces are to checkpoints, beside two models that count: nats per token, in all and by class of
+--checkpoint: how likely a split's pieces are, beside two models that count: nats per token, in all and by class of
 token, per note and per second of music; calibration; by label. Each with its 95 % interval, by bootstrap over
-compositions (the labels' column piece_id, or else files). A folder is left with likelihood.json, .csv and .png.
+compositions (the labels' column piece_id, or else files). The folder gets likelihood.json, .csv and .png.
+
+--system: how good continuations of a split's pieces are, of one performance of each composition, drawn at random.
+WHAT is a checkpoint; a folder of MIDI made elsewhere; markov, or markov:K for one of K tokens; truth, or other, which
+is another piece's continuation. The latter two are judged in any case, as ceiling and floor.
+the folder gets prompts/001.mid, … and for each system NAME/001.mid, …: prompt and continuation in one file. Another
+run with the same --data, --split, --seed, --prompts and lengths has the same prompts, so that a folder filled elsewhere
+from these prompts, by the same names, can be judged by the next run.
 """
 BY = ("composer", "period", "form", "genre")  # columns that figures are split by, where the labels have them
+TRUTH, OTHER, PROMPTS = "truth", "other", "prompts"
 
 
-def parser() -> Parser:
+def system(text: str) -> tuple[str, str]:
+    """The name and the origin of a system, from NAME=WHAT, or from a word that is both."""
+    name, _, what = text.partition("=")
+    if not what and re.fullmatch(rf"{TRUTH}|{OTHER}|markov(:\d+)?", name):
+        name, what = name.replace(":", "-"), name
+    if not what or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=WHAT, of a name of letters, digits, _, . and -")
+    if name == PROMPTS or (name in (TRUTH, OTHER) and what != name):
+        raise argparse.ArgumentTypeError(f"{text!r}: {name} is the name of something else; give another")
+    return name, what
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="piano_jax.evaluate",
-        description="Says how likely held-out pieces are to a model.",
+        description="Says how likely held-out pieces are to models, or how good their continuations are.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,7 +62,7 @@ def parser() -> Parser:
     add("--split", default="val", help="the pieces to evaluate on (default: %(default)s)")
     add("--out", required=True, metavar="FOLDER", type=Path, help="folder to make; must be empty or not exist")
     add("--seed", type=int, default=0, help="another seed draws others (default: %(default)s)")
-    of = parser.add_argument_group("likelihood").add_argument
+    of = parser.add_argument_group("how likely pieces are").add_argument
     of(
         "--checkpoint",
         action="append",
@@ -47,19 +72,38 @@ def parser() -> Parser:
     )
     of("--pieces", type=int, metavar="N", help="only so many of the split's pieces, drawn at random")
     of("--by", action="append", metavar="COLUMN", help=f"of the labels; may be given again (default: {', '.join(BY)})")
-    return parser
+    of = parser.add_argument_group("how good continuations are").add_argument
+    of(
+        "--system",
+        action="append",
+        default=[],
+        type=system,
+        metavar="NAME=WHAT",
+        help="who continues; may be given again",
+    )
+    of("--prompts", type=int, default=100, metavar="N", help="how many, at most (default: %(default)s)")
+    of("--prompt-seconds", type=float, default=15.0, help="of a piece are the prompt (default: %(default)s)")
+    of("--seconds", type=float, default=45.0, help="that follow are judged (default: %(default)s)")
+    of("--embedder", metavar="DIR", help="a run of configs/contrastive.py, for distances between embeddings")
+    of("--no-grammar", action="store_true", help="lets checkpoints err, as in a note without its onset")
+    options = parser.parse_args(arguments)
+    if bool(options.checkpoint) == bool(options.system):
+        parser.error("--checkpoint DIR or --system NAME=WHAT is needed, not both")
+    for name in ("pieces", "prompts"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"argument --{name}: must be positive, not {getattr(options, name)}")
+    if not (0 < options.prompt_seconds < 1e5 and 0 < options.seconds < 1e5 and 0 <= options.seed < 1 << 32):
+        parser.error("--prompt-seconds and --seconds must be positive, --seed between 0 and 2^32")
+    names = [name for name, _ in options.system]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f"argument --system: {twice[0]} is given twice")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    if not options.checkpoint:
-        raise BadInput("--checkpoint DIR: at least one is needed")
-    if options.pieces is not None and options.pieces < 1:
-        raise BadInput(f"--pieces {options.pieces}: at least one is needed")
-    if not 0 <= options.seed < 1 << 32:
-        raise BadInput(f"--seed {options.seed} is not between 0 and 2^32")
+    options = parse(arguments)
     dataset = Dataset(options.data)
-    likelihood(options, dataset)
+    (likelihood if options.checkpoint else continuations)(options, dataset)
 
 
 def likelihood(options: argparse.Namespace, dataset: Dataset) -> None:
@@ -109,6 +153,75 @@ def likelihood(options: argparse.Namespace, dataset: Dataset) -> None:
         write_whole(folder / "likelihood.png", plot_likelihood(report.whole.figures, bins))
     print(tables.printed(report))
     print(f"{options.out}: likelihood.json, likelihood.csv and likelihood.png")
+
+
+def continuations(options: argparse.Namespace, dataset: Dataset) -> None:
+    """How good systems' continuations are: fills the folder, with a page, and prints a table. Raises BadInput."""
+    split_of(dataset, options.split)
+    columns = read_columns(dataset)
+    compositions = compositions_of(columns)
+
+    import jax
+    from absl import logging
+
+    from piano_jax.evaluation import prompts, systems
+    from piano_jax.evaluation.continuations import derangement, judge
+    from piano_jax.evaluation.page import write_page
+    from piano_jax.model.mesh import make_mesh
+
+    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
+    lengths = options.prompt_seconds, options.seconds
+    drawn = prompts.draw_prompts(dataset, options.split, compositions, options.prompts, *lengths, options.seed)
+    if len(drawn.names) < options.prompts:
+        print(f"{len(drawn.names)} prompts, for so many compositions of {options.split} are long enough")
+    mesh = make_mesh()
+    with jax.set_mesh(mesh), new_folder(options.out) as folder:
+        embed = systems.embedder(options.embedder, mesh) if options.embedder else None
+        named = dict(options.system) | {TRUTH: TRUTH, OTHER: OTHER}
+        elsewhere = derangement(np.arange(len(drawn.names)), options.seed)
+        rest = elsewhere, *lengths, options.seed, mesh, not options.no_grammar
+        made, valid = systems.make(named, dataset, drawn, *rest)
+        prompts.write_folder(folder / PROMPTS, drawn.names, drawn.prompts, options.prompt_seconds)
+        for name, whole in made.items():
+            prompts.write_folder(folder / name, drawn.names, whole, sum(lengths))
+
+        # What is judged is what the files hold, for elsewhere they are all that there is.
+        heard = {
+            name: [
+                prompts.continuation_of(of, *lengths)
+                for of in prompts.read_folder(folder / name, drawn.names, drawn.prompts)
+            ]
+            for name in made
+        }
+        train = dataset.split("train")
+        judgement = judge(
+            prompts.read_folder(folder / PROMPTS, drawn.names, drawn.prompts),
+            heard[TRUTH],
+            {name: alone for name, alone in heard.items() if name not in (TRUTH, OTHER)},
+            embed=embed,
+            training=systems.performances(dataset, train),
+            training_names=[columns["path"][piece] for piece in train],
+            names=drawn.names,
+            seed=options.seed,
+            valid=valid,
+        )
+        write_page(judgement, folder)
+        paths = {name: columns["path"][piece] for name, piece in zip(drawn.names, drawn.pieces, strict=True)}
+        said = {
+            "systems": dict(options.system),
+            "embedder": options.embedder,
+            "data": str(dataset.path),
+            "fingerprint": dataset.fingerprint,
+            "split": options.split,
+            "prompt seconds": options.prompt_seconds,
+            "seconds": options.seconds,
+            "seed": options.seed,
+            "grammar": not options.no_grammar,
+            "prompts": paths,
+        }
+        write_whole(folder / "prompts.json", (json.dumps(said, indent=1) + "\n").encode())
+    print(judgement.table())
+    print(f"{options.out}: the page, the table, and the continuations of {len(drawn.names)} prompts")
 
 
 def split_of(dataset: Dataset, split: str) -> Int64[np.ndarray, "N"]:
