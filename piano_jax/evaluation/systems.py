@@ -45,7 +45,9 @@ def make(
     """The performances of systems, by name, and of those that write tokens, the share of valid ones in each.
 
     A system is `truth`, `other` (of each prompt what follows another, whose place `elsewhere` tells), `markov`,
-    `markov:ORDER`, a checkpoint, or a folder of MIDI. Nothing is computed before all folders were read. Raises BadInput.
+    `markov:ORDER`, a checkpoint, or a folder of MIDI. Nothing is computed before all folders were read.
+
+    Raises BadInput.
     """
     made: dict[str, list[Notes]] = {}
     orders, checkpoints = {}, {}
