@@ -127,7 +127,8 @@ def likelihood(options: argparse.Namespace, dataset: Dataset) -> None:
 
     logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     for checkpoint in options.checkpoint:  # all, before the first is measured
-        likelihood.check_language(checkpoint, dataset)
+        if (theirs := likelihood.check_language(checkpoint)) != dataset.vocabulary.name:
+            raise BadInput(f"{checkpoint}: of the vocabulary {theirs}, and {dataset.path} of {dataset.vocabulary.name}")
     compositions = compositions_of(columns)
     groups = np.unique(compositions[pieces], return_inverse=True)[1]
     with new_folder(options.out) as folder:
@@ -165,7 +166,7 @@ def continuations(options: argparse.Namespace, dataset: Dataset) -> None:
     from absl import logging
 
     from piano_jax.evaluation import prompts, systems
-    from piano_jax.evaluation.continuations import derangement, judge
+    from piano_jax.evaluation.continuations import judge
     from piano_jax.evaluation.page import write_page
     from piano_jax.model.mesh import make_mesh
 
@@ -178,12 +179,11 @@ def continuations(options: argparse.Namespace, dataset: Dataset) -> None:
     with jax.set_mesh(mesh), new_folder(options.out) as folder:
         embed = systems.embedder(options.embedder, mesh) if options.embedder else None
         named = dict(options.system) | {TRUTH: TRUTH, OTHER: OTHER}
-        elsewhere = derangement(np.arange(len(drawn.names)), options.seed)
-        rest = elsewhere, *lengths, options.seed, mesh, not options.no_grammar
-        made, valid = systems.make(named, dataset, drawn, *rest)
+        rules = not options.no_grammar
+        made = systems.make(named, dataset, drawn, *lengths, options.seed, mesh, rules)
         prompts.write_folder(folder / PROMPTS, drawn.names, drawn.prompts, options.prompt_seconds)
-        for name, whole in made.items():
-            prompts.write_folder(folder / name, drawn.names, whole, sum(lengths))
+        for name, of in made.items():
+            prompts.write_folder(folder / name, drawn.names, of.whole, sum(lengths), of.source)
 
         # What is judged is what the files hold, for elsewhere they are all that there is.
         heard = {
@@ -203,7 +203,7 @@ def continuations(options: argparse.Namespace, dataset: Dataset) -> None:
             training_names=[columns["path"][piece] for piece in train],
             names=drawn.names,
             seed=options.seed,
-            valid=valid,
+            valid={name: of.valid for name, of in made.items() if of.valid is not None},
         )
         write_page(judgement, folder)
         paths = {name: columns["path"][piece] for name, piece in zip(drawn.names, drawn.pieces, strict=True)}
@@ -216,7 +216,7 @@ def continuations(options: argparse.Namespace, dataset: Dataset) -> None:
             "prompt seconds": options.prompt_seconds,
             "seconds": options.seconds,
             "seed": options.seed,
-            "grammar": not options.no_grammar,
+            "grammar": rules,
             "prompts": paths,
         }
         write_whole(folder / "prompts.json", (json.dumps(said, indent=1) + "\n").encode())

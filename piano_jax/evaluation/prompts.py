@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from piano_jax import BadInput
+from piano_jax import BadInput, write_whole
 from piano_jax.data.rows import permutation
 from piano_jax.data.shards import Dataset
 from piano_jax.inference.prompts import piano_of
@@ -82,19 +82,29 @@ def spliced(prompt: Notes, other: Notes, prompt_seconds: float) -> Notes:
     return Notes(*map(np.concatenate, columns), pedal=pedal[pedal[:, 0] < pedal[:, 1]])
 
 
-def others(prompts: Prompts, elsewhere: Int64[np.ndarray, "N"], prompt_seconds: float) -> list[Notes]:
-    """Each prompt with the continuation of another, which `elsewhere` tells by its place."""
+def others(prompts: Prompts, prompt_seconds: float) -> list[Notes]:
+    """Each prompt with the next one's continuation."""
     return [
-        spliced(prompt, prompts.whole[other], prompt_seconds)
-        for prompt, other in zip(prompts.prompts, elsewhere, strict=True)
+        spliced(prompt, other, prompt_seconds)
+        for prompt, other in zip(prompts.prompts, [*prompts.whole[1:], prompts.whole[0]], strict=True)
     ]
 
 
-def write_folder(folder: Path, names: Sequence[str], notes: Sequence[Notes], seconds: float) -> None:
-    """Writes performances as far as their notes begin in the first so many seconds."""
+def write_folder(
+    folder: Path, names: Sequence[str], notes: Sequence[Notes], seconds: float, source: Path | None = None
+) -> None:
+    """Writes performances as far as their notes begin in the first so many seconds.
+
+    Files of `source` that are no longer are copied, for a note that is struck again under the pedal has a length in
+    the file that it has no more when it was read and written.
+    """
     folder.mkdir()
     for name, of in zip(names, notes, strict=True):
-        write_midi(of[: np.searchsorted(of.onset, 1000 * seconds)], folder / f"{name}.mid")
+        file = f"{name}.mid"
+        if source and of.onset[-1] < 1000 * seconds:
+            write_whole(folder / file, (source / file).read_bytes())
+        else:
+            write_midi(of[: np.searchsorted(of.onset, 1000 * seconds)], folder / file)
 
 
 def read_folder(folder: Path, names: Sequence[str], prompts: Sequence[Notes]) -> list[Notes]:

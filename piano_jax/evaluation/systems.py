@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from piano_jax import BadInput
 from piano_jax.command import progress
 from piano_jax.data.chunks import NOTES, chunks
 from piano_jax.data.shards import Dataset
+from piano_jax.evaluation.likelihood import check_language
 from piano_jax.evaluation.markov import ORDER, Markov
 from piano_jax.evaluation.prompts import Prompts, others, read_folder, starting_at_0
 from piano_jax.inference.decoding import Decoder
@@ -31,51 +33,52 @@ ROWS = 16  # prompts at a time on an accelerator, half as many on a CPU
 DENSEST = 90  # tokens a second of music; what would be denser is cut
 
 
+class Made(NamedTuple):
+    """Performances, each a prompt and its continuation; where these were written as tokens, the share of each that the
+    grammar lets follow; and the folder that they were read from, if any."""
+
+    whole: list[Notes]
+    valid: Float[np.ndarray, "N"] | None = None
+    source: Path | None = None
+
+
 def make(
     named: dict[str, str],
     dataset: Dataset,
     drawn: Prompts,
-    elsewhere: Int64[np.ndarray, "N"],
     prompt_seconds: float,
     seconds: float,
     seed: int,
     mesh: Mesh,
     rules: bool,
-) -> tuple[dict[str, list[Notes]], dict[str, Float[np.ndarray, "N"]]]:
-    """The performances of systems, by name, and of those that write tokens, the share of valid ones in each.
+) -> dict[str, Made]:
+    """What systems make, by their names.
 
-    A system is `truth`, `other` (of each prompt what follows another, whose place `elsewhere` tells), `markov`,
-    `markov:ORDER`, a checkpoint, or a folder of MIDI. Nothing is computed before all folders were read.
+    A system is `truth`, `other` (of each prompt what follows the next), `markov`, `markov:ORDER`, a checkpoint, or a
+    folder of MIDI. Nothing is computed before all folders were read.
 
     Raises BadInput.
     """
-    made: dict[str, list[Notes]] = {}
-    orders, checkpoints = {}, {}
-    for name, what in named.items():
+    asked = drawn.prompts, prompt_seconds, seconds, seed
+
+    def later(what: str) -> Callable[[], Made]:
         word, _, order = what.partition(":")
         if what == "truth":
-            made[name] = drawn.whole
-        elif what == "other":
-            made[name] = others(drawn, elsewhere, prompt_seconds)
-        elif word == "markov":
-            orders[name] = int(order or ORDER)
-        elif is_checkpoint(what):
-            checkpoints[name] = what
-            head = read_config(what).model.get("head", "language")
-            if head not in ("language", "conditioned"):
-                raise BadInput(f"{what}: has a {head} head, and so continues nothing")
-        elif Path(what).is_dir():
-            made[name] = read_folder(Path(what), drawn.names, drawn.prompts)
-        else:
+            return lambda: Made(drawn.whole)
+        if what == "other":
+            return lambda: Made(others(drawn, prompt_seconds))
+        if word == "markov":
+            return lambda: by_markov(dataset, int(order or ORDER), *asked)
+        if is_checkpoint(what):
+            check_language(what)
+            return lambda: by_checkpoint(what, mesh, *asked, rules)
+        if not Path(what).is_dir():
             raise BadInput(f"{what}: neither a checkpoint nor a folder of MIDI, nor truth, other or markov")
-    asked = drawn.prompts, prompt_seconds, seconds, seed
-    valid = {}
-    for name, order in orders.items():
-        made[name], valid[name] = by_markov(dataset, order, *asked)
-    for name, checkpoint in checkpoints.items():
-        print(f"{name}: {checkpoint}", flush=True)
-        made[name], valid[name] = by_checkpoint(checkpoint, mesh, *asked, rules)
-    return {name: made[name] for name in named}, valid
+        found = Made(read_folder(Path(what), drawn.names, drawn.prompts), source=Path(what))
+        return lambda: found
+
+    waiting = {name: later(what) for name, what in named.items()}
+    return {name: make() for name, make in waiting.items()}
 
 
 def performances(dataset: Dataset, pieces: Int64[np.ndarray, "N"]) -> Iterator[Notes]:
@@ -97,11 +100,12 @@ def by_checkpoint(
     seconds: float,
     seed: int,
     rules: bool,
-) -> tuple[list[Notes], Float[np.ndarray, "N"]]:
-    """Each prompt with a checkpoint's continuation, and the share of its tokens that the grammar lets follow.
+) -> Made:
+    """Each prompt with a checkpoint's continuation.
 
     Without `rules` the grammar does not keep the model from erring. Sampled as `generate` does by default.
     """
+    print(f"{checkpoint}: continues {len(prompts)} prompts", flush=True)
     model, config = read_model(checkpoint, mesh)
     vocabulary = Vocabulary(config.vocabulary)
     decoder = Decoder(model, vocabulary, rules)
@@ -129,20 +133,20 @@ def by_checkpoint(
         pass
     drawn = [row[: int(np.argmax(np.append(row, vocabulary.pad) == vocabulary.pad))] for row in drawn]
     whole = [continued(prompt, row, vocabulary)[0] for prompt, row in zip(rows, drawn, strict=True)]
-    return [starting_at_0(piano_of(notes)[0]) for notes in whole], validity(vocabulary, rows, drawn)
+    return Made([starting_at_0(piano_of(notes)[0]) for notes in whole], validity(vocabulary, rows, drawn))
 
 
 def by_markov(
     dataset: Dataset, order: int, prompts: Sequence[Notes], prompt_seconds: float, seconds: float, seed: int
-) -> tuple[list[Notes], Float[np.ndarray, "N"]]:
-    """Each prompt with the continuation of a Markov model of the training pieces, and the share of valid tokens."""
+) -> Made:
+    """Each prompt with the continuation of a Markov model of the training pieces."""
     vocabulary = dataset.vocabulary
     model = Markov(dataset, dataset.split("train"), order)
     rows = [prompt_of(notes, vocabulary, prompt_seconds) for notes in prompts]
     last, most = -(-1000 * (prompt_seconds + seconds) // SEGMENT), round(DENSEST * seconds)
     drawn = list(model.continued(rows, int(last), most, seed))
     whole = [continued(prompt, row, vocabulary)[0] for prompt, row in zip(rows, drawn, strict=True)]
-    return [starting_at_0(piano_of(notes)[0]) for notes in whole], validity(vocabulary, rows, drawn)
+    return Made([starting_at_0(piano_of(notes)[0]) for notes in whole], validity(vocabulary, rows, drawn))
 
 
 def validity(
