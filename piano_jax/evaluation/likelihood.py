@@ -170,16 +170,20 @@ def tally_of_model(model: Model, mesh: Mesh, pieces: Pieces, which: Int64[np.nda
 
 
 def _batches(lengths: Int64[np.ndarray, "W"], size: int, parts: int) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Windows in batches of about as many tokens, the longest first: which, their padded length, and the rows."""
-    order = np.argsort(-lengths, kind="stable")
-    first = 0
+    """Windows in batches of about as many tokens, the longest first: which, their padded length, and the rows.
+
+    Lengths and rows are `size` and all, halved as often as what there is allows, so that few shapes are compiled.
+    """
+    order, first = np.argsort(-lengths, kind="stable"), 0
     while first < len(order):
         length = size
         while length // 2 >= max(lengths[order[first]], SHORTEST):
             length //= 2
-        rows = parts * max(1, TOKENS // length)
-        yield order[first : first + rows], length, rows
-        first += rows
+        rows = max(1, TOKENS // length)
+        while rows // 2 * parts >= len(order) - first and rows > 1:
+            rows //= 2
+        yield order[first : first + rows * parts], length, rows * parts
+        first += rows * parts
 
 
 # Figures.
