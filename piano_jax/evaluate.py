@@ -89,9 +89,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if bool(options.checkpoint) == bool(options.system):
         parser.error("--checkpoint DIR or --system NAME=WHAT is needed, not both")
-    for name in ("pieces", "prompts"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"argument --{name}: must be positive, not {getattr(options, name)}")
+    if options.prompts < 2 or (options.pieces is not None and options.pieces < 1):
+        parser.error("--prompts and --pieces: two prompts and one piece are the least")
     if not (0 < options.prompt_seconds < 1e5 and 0 < options.seconds < 1e5 and 0 <= options.seed < 1 << 32):
         parser.error("--prompt-seconds and --seconds must be positive, --seed between 0 and 2^32")
     names = [name for name, _ in options.system]

@@ -42,21 +42,26 @@ def draw_prompts(
 
     `compositions` are those of all pieces. There may be fewer than `count`. Raises BadInput where there are not two.
     """
-    pieces = dataset.split(split)
+    pieces, length = dataset.split(split), prompt_seconds + seconds
     pieces = pieces[permutation(len(pieces), seed)]
-    long = pieces[dataset.seconds[pieces] >= prompt_seconds + seconds]
-    drawn = long[np.sort(np.unique(compositions[long], return_index=True)[1])][:count]
-    if len(drawn) < 2:
+    found: dict[str, tuple[int, Notes]] = {}
+    for piece in pieces[dataset.seconds[pieces] >= length]:
+        if len(found) == count:
+            break
+        notes = piano_of(dataset.vocabulary.decode(dataset[piece]))[0]
+        if notes.seconds >= length:  # the piano's
+            found.setdefault(str(compositions[piece]), (int(piece), starting_at_0(notes)))
+    if len(found) < 2:
         longest = f"; the longest piece has {dataset.seconds[pieces].max():.0f} s" if len(pieces) else ""
         raise BadInput(
             f"{dataset.path}: split {split} has no two compositions of {prompt_seconds:g} s to continue and "
             f"{seconds:g} s that follow{longest}"
         )
-    whole = [starting_at_0(piano_of(dataset.vocabulary.decode(dataset[piece]))[0]) for piece in drawn]
-    whole = [notes[: np.searchsorted(notes.onset, 1000 * (prompt_seconds + seconds))] for notes in whole]
+    drawn, performances = zip(*found.values(), strict=True)
+    whole = [notes[: np.searchsorted(notes.onset, 1000 * length)] for notes in performances]
     prompts = [notes[: np.searchsorted(notes.onset, 1000 * prompt_seconds)] for notes in whole]
     digits = max(3, len(str(len(drawn))))
-    return Prompts([f"{number:0{digits}}" for number in range(1, len(drawn) + 1)], drawn, prompts, whole)
+    return Prompts([f"{number:0{digits}}" for number in range(1, len(drawn) + 1)], np.array(drawn), prompts, whole)
 
 
 def starting_at_0(notes: Notes, zero: int | None = None) -> Notes:

@@ -19,7 +19,7 @@ from piano_jax.data.chunks import NOTES, chunks
 from piano_jax.data.shards import Dataset
 from piano_jax.evaluation.likelihood import check_language
 from piano_jax.evaluation.markov import ORDER, Markov
-from piano_jax.evaluation.prompts import Prompts, others, read_folder, starting_at_0
+from piano_jax.evaluation.prompts import Prompts, others, read_folder, spliced
 from piano_jax.inference.decoding import Decoder
 from piano_jax.inference.embedding import Embedder
 from piano_jax.inference.grammar import Place, grammar_of
@@ -132,8 +132,7 @@ def by_checkpoint(
     for _ in progress(tokens(), None, "tokens", note=lambda: f"{len(drawn)} of {len(rows)} continuations"):
         pass
     drawn = [row[: int(np.argmax(np.append(row, vocabulary.pad) == vocabulary.pad))] for row in drawn]
-    whole = [continued(prompt, row, vocabulary)[0] for prompt, row in zip(rows, drawn, strict=True)]
-    return Made([starting_at_0(piano_of(notes)[0]) for notes in whole], validity(vocabulary, rows, drawn))
+    return written(vocabulary, prompts, rows, drawn, prompt_seconds)
 
 
 def by_markov(
@@ -145,8 +144,23 @@ def by_markov(
     rows = [prompt_of(notes, vocabulary, prompt_seconds) for notes in prompts]
     last, most = -(-1000 * (prompt_seconds + seconds) // SEGMENT), round(DENSEST * seconds)
     drawn = list(model.continued(rows, int(last), most, seed))
-    whole = [continued(prompt, row, vocabulary)[0] for prompt, row in zip(rows, drawn, strict=True)]
-    return Made([starting_at_0(piano_of(notes)[0]) for notes in whole], validity(vocabulary, rows, drawn))
+    return written(vocabulary, prompts, rows, drawn, prompt_seconds)
+
+
+def written(
+    vocabulary: Vocabulary,
+    prompts: Sequence[Notes],
+    rows: Sequence[Integer[np.ndarray, "_"]],
+    new: Sequence[Integer[np.ndarray, "_"]],
+    prompt_seconds: float,
+) -> Made:
+    """Prompts as they were, with what tokens drawn after theirs, `rows`, say of the time that follows.
+
+    What begins earlier, in the silence of a prompt's end or, without the grammar, anywhere, is left out.
+    """
+    whole = [piano_of(continued(*both, vocabulary)[0])[0] for both in zip(rows, new, strict=True)]
+    whole = [spliced(prompt, notes, prompt_seconds) for prompt, notes in zip(prompts, whole, strict=True)]
+    return Made(whole, validity(vocabulary, rows, new))
 
 
 def validity(
