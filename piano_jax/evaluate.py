@@ -24,7 +24,8 @@ examples:
       --embedder runs/embedding
 
 --checkpoint: how likely a split's pieces are, beside two models that count: nats per token, in all and by class of
-token, per note and per second of music; calibration; by label. Each with its 95 % interval, by bootstrap over
+token (other is the end), per note and per second of music; calibration; by label. Pieces are told in windows as long
+as the rows that a run learnt from, each half a window on. Each figure has its 95 % interval, by bootstrap over
 compositions (the labels' column piece_id, or else files). The folder gets likelihood.json, .csv and .png.
 
 --system: how good continuations of a split's pieces are, of one performance of each composition, drawn at random.
@@ -82,8 +83,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="who continues; may be given again",
     )
     of("--prompts", type=int, default=100, metavar="N", help="how many, at most (default: %(default)s)")
-    of("--prompt-seconds", type=float, default=15.0, help="of a piece are the prompt (default: %(default)s)")
-    of("--seconds", type=float, default=45.0, help="that follow are judged (default: %(default)s)")
+    of(
+        "--prompt-seconds",
+        metavar="S",
+        type=float,
+        default=15.0,
+        help="of a piece are the prompt (default: %(default)s)",
+    )
+    of("--seconds", metavar="S", type=float, default=45.0, help="that follow are judged (default: %(default)s)")
     of("--embedder", metavar="DIR", help="a run of configs/contrastive.py, for distances between embeddings")
     of("--no-grammar", action="store_true", help="lets checkpoints err, as in a note without its onset")
     options = parser.parse_args(arguments)

@@ -2,7 +2,8 @@
 the prediction was of it; by a model, or by anything else that gives each token a probability.
 
 What is told is a piece's music, all that follows `<S>`, `<E>` too; prefixes and `<S>` are given. Sums of nats over
-notes and over seconds compare models of different vocabularies, nats a token do not.
+notes and over seconds compare models of different vocabularies, nats a token do not. Pieces are as they are stored,
+with no `<D>`, so that a run of configs/finetune.py hardly expects their `<E>`: that is all that the class `other` has.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from piano_jax.data import Labelled
 from piano_jax.data.rows import row_of
 from piano_jax.evaluation import floors, likelihood, tables
 from piano_jax.evaluation.likelihood import Tally, is_told, per, windows
@@ -20,6 +21,7 @@ from tests.evaluation.made import make_dataset
 
 PIANO = Vocabulary("piano")
 LENGTHS = (10, 40, 90, 61, 25, 70)  # notes of pieces
+FLAT = floors.Floor(np.log(np.full((len(CLASSES), Vocabulary("aria").size), 1 / Vocabulary("aria").size)), 1.0)
 TRAIN, VALIDATION = np.arange(4), np.arange(4, 6)
 
 
@@ -118,6 +120,17 @@ def test_smoothing_is_chosen_on_other_compositions_of_training(dataset):
         likelihoods = {added: (others * table(learnt, added)).sum() for added in floors.ADDED}
         assert floors.fit_floors(dataset, TRAIN, compositions)[name].added == max(likelihoods, key=likelihoods.get)
         assert len(set(likelihoods.values())) == len(floors.ADDED)
+
+
+def test_labels_before_a_piece_are_given_not_told(tmp_path):
+    pieces = [performance(seed)[:30] for seed in range(3)]
+    dataset = make_dataset(tmp_path / "data", pieces, [0, 1, 1], ["a", "b", "c"], "aria")
+    labelled, which = Labelled(dataset), np.arange(3)
+    lengths = [[len(ids) for ids in of.read(which)] for of in (dataset, labelled)]
+    assert np.subtract(lengths[1], lengths[0]).tolist() == [1, 1, 0]
+    one, other = (floors.tally_of_floor(FLAT, pieces, which) for pieces in (dataset, labelled))
+    np.testing.assert_array_equal(one.sums, other.sums)
+    assert one.sums[..., 0].sum() == sum(lengths[0]) - 2 * len(which)
 
 
 def tally_of(confidence: np.ndarray, right: np.ndarray, pieces: int = 1) -> Tally:
