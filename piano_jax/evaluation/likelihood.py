@@ -216,10 +216,9 @@ def per(tally: Tally, seconds: Num[np.ndarray, "N"], groups: Int64[np.ndarray, "
     flat = np.concatenate([np.stack(columns, 1), tally.bins.reshape(len(told), -1)], 1)
 
     def figures(sums: Float[np.ndarray, "R S"]) -> Float[np.ndarray, "R F"]:
-        ratios, bins = np.split(sums, [2 * len(tops)], 1)
-        ratios = ratios.reshape(len(sums), 2, len(tops))
-        errors = calibration_error(bins.reshape(len(sums), BINS, 3))
-        return np.concatenate([ratios[:, 0] / np.maximum(ratios[:, 1], 1e-9), errors[:, None]], 1)
+        top, bottom, bins = np.split(sums, [len(tops), 2 * len(tops)], 1)
+        ratios = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+        return np.concatenate([ratios, calibration_error(bins.reshape(len(sums), BINS, 3))[:, None]], 1)
 
     found = bootstrap(flat, groups, figures)
     return dict(zip([*tops, "calibration"], found, strict=True))
@@ -235,7 +234,7 @@ def bootstrap(
     np.add.at(by_group, place, sums)
     count = len(by_group)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES) @ by_group
-    low, high = np.percentile(figures(drawn), (2.5, 97.5), axis=0)
+    low, high = np.nanpercentile(figures(drawn), (2.5, 97.5), axis=0)  # not of draws without any such token
     values = figures(by_group.sum(0, keepdims=True))[0]
     return [Figure(*map(float, three)) for three in zip(values, low, high, strict=True)]
 

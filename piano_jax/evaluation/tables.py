@@ -73,7 +73,7 @@ def printed(report: Report) -> str:
     lines.append(f"{'nats a':28}" + "".join(f"{model[-28:]:>30}" for model in models))
     lines += [line(titles.get(row, row), whole, row) for row in rows]
     for column, parts in report.labels.items():
-        lines.append(f"nats a token by {column}")
+        lines += [f"nats a token by {column}"] if parts else []
         for label, part in list(parts.items())[:LABELS]:
             lines.append(line(f"  {label[:18]:18} {part.pieces:6,}", part, "token"))
         if len(parts) > LABELS:

@@ -166,6 +166,13 @@ def test_figures_are_ratios_of_sums():
     assert (found["token"].low, found["token"].high) == pytest.approx((1.5, 4.5))  # one of the two compositions, twice
 
 
+def test_draws_without_a_class_say_nothing_of_it():
+    tally = Tally(2)
+    tally.add(np.arange(2), np.array([0, 3]), np.array([1.0, 2.0]), np.zeros(2, bool), np.full(2, 0.5))
+    found = per(tally, np.ones(2), np.arange(2))
+    assert found["token/note"] == (1, 1, 1) and found["token/time"] == (2, 2, 2) and found["token"] == (1.5, 1, 2)
+
+
 def test_intervals_are_over_compositions():
     """A composition that was played ten times tells no more than one: the interval does not shrink."""
     values = np.random.default_rng(0).normal(size=(30, 1)) + 5
