@@ -194,14 +194,13 @@ def continuations(options: argparse.Namespace, dataset: Dataset) -> None:
         # What is judged is what the files hold, for elsewhere they are all that there is.
         heard = {
             name: [
-                prompts.continuation_of(of, *lengths)
-                for of in prompts.read_folder(folder / name, drawn.names, drawn.prompts)
+                prompts.continuation_of(notes, *lengths) for notes in prompts.read_folder(folder / name, drawn.names)
             ]
             for name in made
         }
         train = dataset.split("train")
         judgement = judge(
-            prompts.read_folder(folder / PROMPTS, drawn.names, drawn.prompts),
+            prompts.read_folder(folder / PROMPTS, drawn.names),
             heard[TRUTH],
             {name: alone for name, alone in heard.items() if name not in (TRUTH, OTHER)},
             embed=embed,

@@ -14,10 +14,9 @@ from jaxtyping import Int64, Shaped
 from piano_jax import BadInput, write_whole
 from piano_jax.data.rows import permutation
 from piano_jax.data.shards import Dataset
+from piano_jax.evaluation.openings import after_prompt
 from piano_jax.inference.prompts import piano_of
 from piano_jax.music import Notes, read_midi, write_midi
-
-APART, SHARE = 50, 0.9  # milliseconds by which notes of the same prompt may differ, and the share that must not
 
 
 class Prompts(NamedTuple):
@@ -112,30 +111,15 @@ def write_folder(
             write_midi(of[: np.searchsorted(of.onset, 1000 * seconds)], folder / file)
 
 
-def read_folder(folder: Path, names: Sequence[str], prompts: Sequence[Notes]) -> list[Notes]:
-    """The performances of a folder, of the piano alone. Raises BadInput: a file is missing, or of another prompt."""
-    found = []
-    for name, prompt in zip(names, prompts, strict=True):
-        file = folder / f"{name}.mid"
-        notes = piano_of(read_midi(file))[0]
-        if not is_prompt(notes, prompt):
-            raise BadInput(f"{file}: another prompt, for it does not begin as prompt {name} does")
-        found.append(notes)
-    return found
+def read_folder(folder: Path, names: Sequence[str]) -> list[Notes]:
+    """The performances of a folder, of the piano alone. Raises BadInput."""
+    return [piano_of(read_midi(folder / f"{name}.mid"))[0] for name in names]
 
 
-def is_prompt(notes: Notes, prompt: Notes) -> bool:
-    """Whether notes begin as a prompt does: up to its last onset, nine of ten of each have one of the other's there."""
-    begun = notes[: np.searchsorted(notes.onset, prompt.onset[-1])]  # what comes then may be of a continuation
-    return min(_matched(begun, prompt), _matched(prompt, notes)) >= SHARE
-
-
-def _matched(notes: Notes, by: Notes) -> float:
-    """The share of notes for which there is another of the same pitch, with an onset at most APART ms away."""
-    if not len(notes):
-        return 1.0
-    far = 1 << 32  # more than any onset
-    key, there = (x.pitch.astype(np.int64) * far + x.onset for x in (notes, by))
-    there = np.concatenate([[-far], np.sort(there), [1 << 62]])
-    at = np.searchsorted(there, key)
-    return float((np.minimum(key - there[at - 1], there[at] - key) <= APART).mean())
+def check_prompts(folder: Path, prompts: Prompts, found: Sequence[Notes], prompt_seconds: float) -> None:
+    """Raises BadInput where what was found in a folder opens with another prompt, or ends with it."""
+    for name, prompt, notes in zip(prompts.names, prompts.prompts, found, strict=True):
+        try:
+            after_prompt(notes, prompt, prompt_seconds)
+        except BadInput as error:
+            raise BadInput(f"{folder / name}.mid: {error}") from error

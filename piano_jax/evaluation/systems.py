@@ -19,7 +19,7 @@ from piano_jax.data.chunks import NOTES, chunks
 from piano_jax.data.shards import Dataset
 from piano_jax.evaluation.likelihood import check_language
 from piano_jax.evaluation.markov import ORDER, Markov
-from piano_jax.evaluation.prompts import Prompts, others, read_folder, spliced
+from piano_jax.evaluation.prompts import Prompts, check_prompts, others, read_folder, spliced
 from piano_jax.inference.decoding import Decoder
 from piano_jax.inference.embedding import Embedder
 from piano_jax.inference.grammar import Place, grammar_of
@@ -74,8 +74,9 @@ def make(
             return lambda: by_checkpoint(what, mesh, *asked, rules)
         if not Path(what).is_dir():
             raise BadInput(f"{what}: neither a checkpoint nor a folder of MIDI, nor truth, other or markov")
-        found = Made(read_folder(Path(what), drawn.names, drawn.prompts), source=Path(what))
-        return lambda: found
+        found = read_folder(Path(what), drawn.names)
+        check_prompts(Path(what), drawn, found, prompt_seconds)
+        return lambda: Made(found, source=Path(what))
 
     waiting = {name: later(what) for name, what in named.items()}
     return {name: make() for name, make in waiting.items()}

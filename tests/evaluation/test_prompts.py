@@ -1,18 +1,18 @@
-"""Prompts: drawn from pieces that are long enough, one a composition, and known again when they come back."""
+"""Prompts: drawn from pieces that are long enough, one a composition, and kept in folders."""
 
 import numpy as np
 import pytest
 
 from piano_jax import BadInput
 from piano_jax.evaluation.prompts import (
+    check_prompts,
     continuation_of,
     draw_prompts,
-    is_prompt,
     others,
     read_folder,
     write_folder,
 )
-from piano_jax.music import Notes, read_midi, write_midi
+from piano_jax.music import read_midi, write_midi
 from piano_jax.music.performances import performance
 from tests.evaluation.made import make_dataset
 
@@ -63,35 +63,10 @@ def test_a_continuation_counts_from_the_cut(dataset):
         assert (down[1:] >= up[:-1]).all()
 
 
-def moved(notes: Notes, milliseconds: int, share: float = 1.0) -> Notes:
-    """Some of the notes, spread evenly, come earlier or later in turn."""
-    place = np.arange(len(notes))
-    some = (place * share).astype(int) != ((place + 1) * share).astype(int)
-    onset = np.maximum(notes.onset + np.where(some, milliseconds * (-1) ** place, 0), 0)
-    order = np.argsort(onset, kind="stable")
-    return Notes(*(column[order] for column in (onset, notes.duration, notes.pitch, notes.velocity)))
-
-
-def test_a_prompt_is_known_again(dataset):
-    drawn = draw_prompts(dataset, "val", COMPOSITIONS, 10, 5.0, 10.0, seed=0)
-    for prompt, whole in zip(drawn.prompts, drawn.whole, strict=True):
-        assert is_prompt(whole, prompt) and is_prompt(prompt, prompt)
-        assert is_prompt(moved(whole, 40), prompt)  # as others quantise
-        assert is_prompt(moved(whole, 3000, 0.05), prompt) and not is_prompt(moved(whole, 3000, 0.3), prompt)
-        up = Notes(whole.onset, whole.duration, whole.pitch + 1, whole.velocity)
-        assert not is_prompt(up, prompt) and not is_prompt(moved(whole, 100), prompt)
-        assert not is_prompt(whole[len(prompt) // 2 :], prompt)  # half of it missing
-        doubled = Notes(*(np.repeat(x, 2) for x in (whole.onset, whole.duration, whole.pitch, whole.velocity)))
-        fifths = doubled.pitch + np.tile([0, 7], len(whole))
-        assert not is_prompt(Notes(doubled.onset, doubled.duration, fifths, doubled.velocity), prompt)  # and more
-    first, second, *_ = drawn.prompts
-    assert not is_prompt(first, second)
-
-
 def test_folders_come_back_as_they_went(dataset, tmp_path):
     drawn = draw_prompts(dataset, "val", COMPOSITIONS, 10, 5.0, 10.0, seed=0)
     write_folder(tmp_path / "one", drawn.names, drawn.whole, 15.0)
-    once = read_folder(tmp_path / "one", drawn.names, drawn.prompts)
+    once = read_folder(tmp_path / "one", drawn.names)
     write_folder(tmp_path / "two", drawn.names, once, 15.0, source=tmp_path / "one")
     for name, notes, whole in zip(drawn.names, once, drawn.whole, strict=True):
         assert (tmp_path / "one" / f"{name}.mid").read_bytes() == (tmp_path / "two" / f"{name}.mid").read_bytes()
@@ -105,13 +80,15 @@ def test_bad_folders(dataset, tmp_path):
 
     def refused(message: str) -> None:
         with pytest.raises(BadInput, match=message) as error:
-            read_folder(tmp_path / "made", drawn.names, drawn.prompts)
+            check_prompts(tmp_path / "made", drawn, read_folder(tmp_path / "made", drawn.names), 5.0)
         assert "\n" not in str(error.value)
 
     write_folder(tmp_path / "made", drawn.names, drawn.whole, 15.0)
     file = tmp_path / "made" / "002.mid"
     write_midi(drawn.whole[0], file)
-    refused("made/002.mid: another prompt, for it does not begin as prompt 002 does")
+    refused("made/002.mid: opens with another prompt: ")
+    write_midi(drawn.prompts[1], file)
+    refused("made/002.mid: nothing comes after the first 5 s")
     file.write_bytes(b"MThd")
     refused("made/002.mid: not a MIDI file")
     file.unlink()
