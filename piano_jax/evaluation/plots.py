@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Float, Int, Int64
 
 from piano_jax import write_whole
 from piano_jax.music import Notes
@@ -49,6 +49,37 @@ def plot_losses(workdir: str) -> Path:
     path = Path(workdir) / "loss.png"
     write_whole(path, _png(figure))
     return path
+
+
+def plot_likelihood(
+    figures: Mapping[str, Mapping[str, tuple[float, float, float]]], bins: Mapping[str, Float[np.ndarray, "B 3"]]
+) -> bytes:
+    """A PNG of nats a token by class with their intervals, and of accuracy over confidence, with the error's size.
+
+    `bins` are of tokens, summed confidence and hits, by model.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), width_ratios=(2, 1), layout="constrained")
+    names = [name for name in next(iter(figures.values())) if name.startswith("token")]
+    width, place = 0.8 / len(figures), np.arange(len(names))
+    for number, (model, found) in enumerate(figures.items()):
+        value, low, high = np.array([found[name] for name in names]).T
+        at = place + (number - (len(figures) - 1) / 2) * width
+        bars = np.maximum((value - low, high - value), 0)  # where all agree, a sum may differ in its last digit
+        left.bar(at, value, width, yerr=bars, capsize=2, label=model, error_kw={"linewidth": 1})
+    left.set_xticks(place, [name.removeprefix("token/").replace("token", "all") for name in names])
+    left.set(title="by class of token", ylabel="nats a token")
+    left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4)
+    right.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    for model, (count, confidence, hits) in ((model, of[of[:, 0] > 0].T) for model, of in bins.items()):
+        label = f"{model}, off by {100 * figures[model]['calibration'][0]:.1f} %"
+        right.plot(confidence / count, hits / count, "o-", markersize=4, label=label)
+    right.set(title="calibration", xlabel="probability of the likeliest token", ylabel="how often it is right")
+    right.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    right.legend(frameon=False, loc="upper left")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    return _png(figure)
 
 
 def plot_piano_roll(prompt: Notes, new: Notes, pedal: Int[np.ndarray, "P 2"]) -> bytes:
