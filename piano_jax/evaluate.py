@@ -14,6 +14,7 @@ from piano_jax.command import Parser, run
 from piano_jax.data.rows import permutation
 from piano_jax.data.shards import Dataset, new_folder
 from piano_jax.data.slices import read_columns
+from piano_jax.evaluation.prompts import OTHER, PROMPTS, TRUTH
 
 EPILOG = """\
 examples:
@@ -36,7 +37,6 @@ run with the same --data, --split, --seed, --prompts and lengths has the same pr
 from these prompts, by the same names, can be judged by the next run.
 """
 BY = ("composer", "period", "form", "genre")  # columns that figures are split by, where the labels have them
-TRUTH, OTHER, PROMPTS = "truth", "other", "prompts"
 
 
 def system(text: str) -> tuple[str, str]:
@@ -125,13 +125,11 @@ def likelihood(options: argparse.Namespace, dataset: Dataset) -> None:
     names = names if len(set(names)) == len(names) else options.checkpoint
 
     import jax
-    from absl import logging
 
     from piano_jax.evaluation import floors, likelihood, tables
     from piano_jax.evaluation.plots import plot_likelihood
     from piano_jax.model.mesh import make_mesh
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     for checkpoint in options.checkpoint:  # all, before the first is measured
         if (theirs := likelihood.check_language(checkpoint)) != dataset.vocabulary.name:
             raise BadInput(f"{checkpoint}: of the vocabulary {theirs}, and {dataset.path} of {dataset.vocabulary.name}")
@@ -169,14 +167,12 @@ def continuations(options: argparse.Namespace, dataset: Dataset) -> None:
     compositions = compositions_of(columns)
 
     import jax
-    from absl import logging
 
     from piano_jax.evaluation import prompts, systems
     from piano_jax.evaluation.continuations import judge
     from piano_jax.evaluation.page import write_page
     from piano_jax.model.mesh import make_mesh
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with their stack, the errors that it raises as well
     lengths = options.prompt_seconds, options.seconds
     drawn = prompts.draw_prompts(dataset, options.split, compositions, options.prompts, *lengths, options.seed)
     if len(drawn.names) < options.prompts:

@@ -16,10 +16,10 @@ from piano_jax import BadInput
 from piano_jax.command import progress
 from piano_jax.evaluation.distances import frechet, pairwise, spread_alike
 from piano_jax.evaluation.memorisation import Run, longest_runs
+from piano_jax.evaluation.prompts import OTHER, PROMPTS, TRUTH
 from piano_jax.evaluation.statistics import note_statistics
 from piano_jax.music import Notes
 
-TRUTH, OTHER, PROMPTS = "truth", "other", "prompts"
 RESAMPLES, HALVES = 1000, 100
 JITTER = 10  # milliseconds by which times of a loop may differ: a step of the grid
 FEATURES = {

@@ -15,8 +15,9 @@ from piano_jax import BadInput, write_whole
 from piano_jax.data.rows import permutation
 from piano_jax.data.shards import Dataset
 from piano_jax.evaluation.openings import after_prompt
-from piano_jax.inference.prompts import piano_of
 from piano_jax.music import Notes, read_midi, write_midi
+
+TRUTH, OTHER, PROMPTS = "truth", "other", "prompts"  # folders of how pieces do go on, of how others do, and of prompts
 
 
 class Prompts(NamedTuple):
@@ -47,7 +48,7 @@ def draw_prompts(
     for piece in pieces[dataset.seconds[pieces] >= length]:
         if len(found) == count:
             break
-        notes = piano_of(dataset.vocabulary.decode(dataset[piece]))[0]
+        notes = dataset.vocabulary.decode(dataset[piece]).piano
         if notes.seconds >= length:  # the piano's
             found.setdefault(str(compositions[piece]), (int(piece), starting_at_0(notes)))
     if len(found) < 2:
@@ -113,7 +114,7 @@ def write_folder(
 
 def read_folder(folder: Path, names: Sequence[str]) -> list[Notes]:
     """The performances of a folder, of the piano alone. Raises BadInput."""
-    return [piano_of(read_midi(folder / f"{name}.mid"))[0] for name in names]
+    return [read_midi(folder / f"{name}.mid").piano for name in names]
 
 
 def check_prompts(folder: Path, prompts: Prompts, found: Sequence[Notes], prompt_seconds: float) -> None:

@@ -23,7 +23,7 @@ from piano_jax.evaluation.prompts import Prompts, check_prompts, others, read_fo
 from piano_jax.inference.decoding import Decoder
 from piano_jax.inference.embedding import Embedder
 from piano_jax.inference.grammar import Place, grammar_of
-from piano_jax.inference.prompts import continued, piano_of, prompt_of
+from piano_jax.inference.prompts import continued, prompt_of
 from piano_jax.learning.checkpoints import FOLDER, read_config, read_model
 from piano_jax.model import mesh as meshes
 from piano_jax.music import Notes, Vocabulary
@@ -85,7 +85,7 @@ def make(
 def performances(dataset: Dataset, pieces: Int64[np.ndarray, "N"]) -> Iterator[Notes]:
     """The piano's notes of pieces, one after the other."""
     for piece in pieces.tolist():
-        yield piano_of(dataset.vocabulary.decode(dataset[piece]))[0]
+        yield dataset.vocabulary.decode(dataset[piece]).piano
 
 
 def is_checkpoint(path: str) -> bool:
@@ -159,7 +159,7 @@ def written(
 
     What begins earlier, in the silence of a prompt's end or, without the grammar, anywhere, is left out.
     """
-    whole = [piano_of(continued(*both, vocabulary)[0])[0] for both in zip(rows, new, strict=True)]
+    whole = [continued(*both, vocabulary)[0].piano for both in zip(rows, new, strict=True)]
     whole = [spliced(prompt, notes, prompt_seconds) for prompt, notes in zip(prompts, whole, strict=True)]
     return Made(whole, validity(vocabulary, rows, new))
 
