@@ -68,7 +68,7 @@ def get_config(size: str = "small") -> ConfigDict:
                 "block_kv": 512,
                 "unroll": 1,
             },
-            "data": {"path": "data/aria", "augment": True},
+            "data": {"path": "data/aria", "augment": True, "semitones": 5},
             "slice": {"shortest": 100, "longest": 650},
             "loss": {"negatives": "all", "groups": 1, "temperature": 0.1},
             "length": 2048,

@@ -22,11 +22,11 @@ def closed(ids: Integer[np.ndarray, "_"], length: int, vocabulary: Vocabulary) -
 
 
 def augmented(
-    ids: Integer[np.ndarray, "_"], vocabulary: Vocabulary, random: np.random.Generator
+    ids: Integer[np.ndarray, "_"], vocabulary: Vocabulary, random: np.random.Generator, semitones: int = 5
 ) -> Int32[np.ndarray, "_"]:
-    """A slice's ids, augmented, however many they become."""
+    """A slice's ids, augmented, by up to so many semitones, however many they become."""
     room = np.full(2 + np.count_nonzero(ids == vocabulary.time) // 4, vocabulary.pad)  # slower has more <T>
-    ids = augment(np.append(ids, room), vocabulary, random)
+    ids = augment(np.append(ids, room), vocabulary, random, semitones)
     return ids[ids != vocabulary.pad].astype(np.int32)
 
 

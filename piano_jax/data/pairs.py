@@ -22,8 +22,9 @@ class PairRows:
     """Pairs without end: row g is of piece (order of the epoch)[g % rows_per_epoch] in epoch g // rows_per_epoch.
 
     A pair is two slices of a piece, each of `shortest` to `longest` notes wherever it may lie, from its own start on,
-    augmented or not, cut at `length` tokens. Its `tokens` are (2, length), `ends` where the `<E>` of each stands. An
-    epoch is whole batches, so that a piece stands once in a batch; the pieces left over differ from epoch to epoch.
+    augmented or not, with pitches moved by up to `semitones`, cut at `length` tokens. Its `tokens` are (2, length),
+    `ends` where the `<E>` of each stands. An epoch is whole batches, so that a piece stands once in a batch; the pieces
+    left over differ from epoch to epoch.
 
     Pieces too short for two slices that share nothing, `left_out` of them, give no pairs.
 
@@ -41,12 +42,16 @@ class PairRows:
         shortest: int,
         longest: int,
         augmented: bool,
+        semitones: int = 5,
     ):
         if not 1 <= shortest <= longest:
             raise BadInput(
                 f"slices of {shortest} to {longest} notes: the first is at least 1, and not above the second"
             )
-        self.dataset, self.length, self.seed, self.augmented = dataset, length, seed, augmented
+        if semitones < 0:
+            raise BadInput(f"data.semitones {semitones}: pitches move by none or more")
+        self.dataset, self.length, self.seed = dataset, length, seed
+        self.augmented, self.semitones = augmented, semitones
         self.shortest, self.longest = shortest, longest
         pieces = dataset.split(split)
         self.pieces = pieces[dataset.notes[pieces] >= 2 * shortest]
@@ -78,7 +83,9 @@ class PairRows:
         count = random.integers(min(self.shortest, len(notes)), min(self.longest, len(notes)), endpoint=True)
         first = random.integers(0, len(notes) - count, endpoint=True)
         ids = vocabulary.encode(notes[first : first + count])
-        return closed(augmented(ids, vocabulary, random) if self.augmented else ids, self.length, vocabulary)
+        if self.augmented:
+            ids = augmented(ids, vocabulary, random, self.semitones)
+        return closed(ids, self.length, vocabulary)
 
 
 class ValidationPairs:

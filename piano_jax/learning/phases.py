@@ -155,7 +155,8 @@ def contrastive(config: ConfigDict) -> Phase:
     graph = definition(model)
 
     def rows(of: Dataset) -> PairRows:
-        found = PairRows(of, "train", config.length, config.batch, config.seed, augmented=config.data.augment, **cut)
+        drawn = {"augmented": config.data.augment, "semitones": config.data.semitones}
+        found = PairRows(of, "train", config.length, config.batch, config.seed, **drawn, **cut)
         if found.left_out:
             print(f"{found.left_out:,} pieces are left out, of fewer than {2 * found.shortest} notes", flush=True)
         return found

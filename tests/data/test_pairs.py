@@ -74,6 +74,18 @@ def test_views_differ_and_are_augmented_each_for_itself(counted):
     assert len(moved) > 3
 
 
+def test_keys_may_stay_while_tempi_move(counted):
+    kept = rows(counted, shortest=20, longest=20, length=1024, semitones=0)
+    for row in range(kept.rows_per_epoch):
+        whole = ARIA.decode(
+            counted[int(kept.pieces[[same(kept[row], kept.pair(0, int(p))) for p in kept.pieces].index(True)])]
+        )
+        for notes in (ARIA.decode(tokens) for tokens in kept[row]["tokens"]):
+            assert set(notes.pitch) <= set(whole.pitch)
+    with pytest.raises(BadInput, match="semitones -1"):
+        rows(counted, semitones=-1)
+
+
 def test_long_slices_are_cut_with_their_end_last(counted):
     short = rows(counted, length=24)
     for row in range(short.rows_per_epoch):
