@@ -27,7 +27,8 @@ examples:
 --checkpoint: how likely a split's pieces are, beside two models that count: nats per token, in all and by class of
 token (other is the end), per note and per second of music; calibration; by label. Pieces are told in windows as long
 as the rows that a run learnt from, each half a window on. Each figure has its 95 % interval, by bootstrap over
-compositions (the labels' column piece_id, or else files). The folder gets likelihood.json, .csv and .png.
+compositions (the labels' column piece_id, or else files); what a model needs more of than the last checkpoint, too,
+which is surer than both apart. The folder gets likelihood.json, .csv and .png.
 
 --system: how good continuations of a split's pieces are, of one performance of each composition, drawn at random.
 WHAT is a checkpoint; a folder of MIDI made elsewhere; markov, or markov:K for one of K tokens; truth, or other, which

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from piano_jax.evaluation.likelihood import Figures, Tally, per
+from piano_jax.evaluation.likelihood import Figure, Figures, Tally, more, per
 from piano_jax.music.vocabulary import CLASSES
 
 LABELS = 12  # of a column, those of most pieces, that are printed
@@ -26,10 +26,14 @@ class Part(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The figures of all pieces, and by column those of each label, the label of most pieces first."""
+    """The figures of all pieces, and by column those of each label, the label of most pieces first.
+
+    `more` is what each model but the last has more of nats a token than the last.
+    """
 
     whole: Part
     labels: dict[str, dict[str, Part]]
+    more: dict[str, Figure]
 
 
 def report(
@@ -51,7 +55,10 @@ def report(
         names, counts = np.unique(values[values != ""], return_counts=True)
         in_order = names[np.argsort(-counts, kind="stable")]
         by_label[column] = {str(name): part(np.flatnonzero(values == name)) for name in in_order}
-    return Report(part(np.arange(len(seconds))), by_label)
+    *others, last = tallies
+    return Report(
+        part(np.arange(len(seconds))), by_label, {name: more(tallies[name], tallies[last], groups) for name in others}
+    )
 
 
 def printed(report: Report) -> str:
@@ -72,6 +79,9 @@ def printed(report: Report) -> str:
     lines = [f"{of}, {whole.seconds / 3600:.2f} h of music"]
     lines.append(f"{'nats a':28}" + "".join(f"{model[-28:]:>30}" for model in models))
     lines += [line(titles.get(row, row), whole, row) for row in rows]
+    if report.more:
+        cells = "".join(f"{value:.3f} ({low:.3f} to {high:.3f})".rjust(30) for value, low, high in report.more.values())
+        lines.append(f"{f'token, more than {models[-1]}':28.28}{cells}")
     for column, parts in report.labels.items():
         lines += [f"nats a token by {column}"] if parts else []
         for label, part in list(parts.items())[:LABELS]:
@@ -109,4 +119,6 @@ def as_json(about: dict, report: Report, tallies: Mapping[str, Tally]) -> bytes:
         for name, tally in tallies.items()
     }
     labels = {column: {label: part(of) for label, of in parts.items()} for column, parts in report.labels.items()}
-    return (json.dumps(about | part(report.whole) | {"labels": labels, "bins": bins}, indent=1) + "\n").encode()
+    apart = {name: figure._asdict() for name, figure in report.more.items()}
+    whole = about | part(report.whole) | {"more nats a token than the last": apart, "labels": labels, "bins": bins}
+    return (json.dumps(whole, indent=1) + "\n").encode()

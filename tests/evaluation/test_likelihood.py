@@ -189,6 +189,19 @@ def test_intervals_are_over_compositions():
     assert apart.high - apart.low == pytest.approx((together.high - together.low) / 10**0.5, rel=0.2)
 
 
+def test_what_one_needs_more_is_surer_than_both():
+    """Pieces that are hard are hard for both."""
+    random = np.random.default_rng(0)
+    hard, pieces = random.uniform(2, 8, 40), np.repeat(np.arange(40), 20)
+    tallies = [Tally(40), Tally(40)]
+    for tally, worse in zip(tallies, (0.1, 0.0), strict=True):
+        nats = hard[pieces] + worse + 0.05 * random.normal(size=len(pieces))
+        tally.add(pieces, np.zeros(len(pieces), int), nats, np.zeros(len(pieces), bool), np.full(len(pieces), 0.5))
+    found, one = likelihood.more(*tallies, np.arange(40)), per(tallies[0], np.ones(40), np.arange(40))["token"]
+    assert found.value == pytest.approx(0.1, abs=0.01) and 0 < found.low < found.value < found.high
+    assert found.high - found.low < (one.high - one.low) / 20
+
+
 def test_a_report_splits_by_label():
     random = np.random.default_rng(0)
     tally = tally_of(random.uniform(0.1, 1, 600), np.ones(600, bool), pieces=6)
