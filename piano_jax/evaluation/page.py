@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 
 from piano_jax import write_whole
-from piano_jax.evaluation.continuations import DROPPED, FEATURES, FIGURES, ITSELF, LIKE, OTHER, SHARES, TRUTH, Judgement
+from piano_jax.evaluation.continuations import FEATURES, FIGURES, ITSELF, OTHER, SHARES, TRUTH, Judgement
 from piano_jax.evaluation.statistics import LENGTHS
 
 matplotlib.use("Agg")
@@ -65,7 +65,6 @@ def _plain(judgement: Judgement) -> dict:
         "figures": figures,
         "values": values,
         "runs": runs,
-        "dropped": DROPPED,
     }
 
 
@@ -92,8 +91,6 @@ def _page(judgement: Judgement) -> str:
     for about, titles, cells in judgement.bands():
         parts += [f"<h2>{html.escape(about)}</h2>", _table(["", *titles], [[s, *row] for s, row in cells.items()])]
         parts += [f"<p>{html.escape(WORDS[about])}</p>"] if about in WORDS else []
-        if about == LIKE:
-            parts += [f"<p>Not told: {html.escape(FEATURES[name])}, for {why}.</p>" for name, why in DROPPED.items()]
     parts += ["<h2>what is played</h2>", _image(_plot_features(judgement), "distributions of features, by system")]
     if judgement.runs:
         header = ["", "prompt", "notes", "seconds", "training piece", "there", "transposed", "of its time"]
