@@ -20,7 +20,7 @@ CHANGES = {
     # the same piece.
     "laptop": {
         "vocabulary": "piano",
-        "model": {"dtype": "float32", "remat": "none"},
+        "model": {"dtype": "float32", "remat": "none", "unroll": 4},
         "data": {"augment": False},
         "slice": {"shortest": 60, "longest": 75},
         "length": 256,

@@ -73,7 +73,7 @@ def judgement(played):
 def test_truth_halfway_other(judgement):
     assert judgement.systems == ["truth", "same", "halfway", "others", "silent", "other"]
     likenesses = [figure.key for figure in FIGURES if figure.key.startswith("like_")]
-    assert len(likenesses) == 6 and "like_density" not in likenesses
+    assert len(likenesses) == 7
     for key in likenesses:
         found, shares = judgement.figures[key], judgement.figures[key.replace("like", "share")]
         assert found["same"] == found["truth"] and shares["same"] == shares["truth"] == (1, 1, 1)

@@ -89,7 +89,7 @@ def test_training_and_embedding_call_the_same_jitted_encoder(mesh, monkeypatch):
     model = Model(CONFIG, nnx.Rngs(0))
     tokens, ends = np.zeros((8, 2, 11), np.int32), np.full((8, 2), 10, np.int32)
     batch = meshes.shard_batch({"tokens": tokens, "ends": ends, "weights": np.ones(8, np.float32)}, mesh)
-    contrastive.objective(model, batch, None, 1, 0.1, "all")
+    contrastive.objective(model, batch, None, 1, 0.1, "all", 1)
     embed(model, jnp.asarray(tokens[:, 0, :9]), jnp.asarray(ends[:, 0] - 2))
     assert calls == [(16, 11), (8, 9)]
     # And no other way leads from tokens to embeddings: with the encoder's output changed, both change.

@@ -10,6 +10,7 @@ import pytest
 from piano_jax import BadInput
 from piano_jax.config import read_config
 from piano_jax.learning import ahead, loop
+from piano_jax.learning.phases import model_config
 from piano_jax.learning.step import abstract_state
 from piano_jax.model import mesh as meshes
 from piano_jax.plan import main
@@ -18,11 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compila
 T, V, CHUNK = 384, 2675, 128  # no other size of the model is T
 SMALL = [
     "model.dtype=bfloat16",
-    "model.layers=2",
-    f"model.context={T}",
+    "model.size=256x2",
+    "model.unroll=1",
     f"length={T}",
     f"loss.chunk={CHUNK}",
     "batch=8",
+    "accumulate=1",
 ]
 
 
@@ -58,7 +60,7 @@ def test_what_a_plan_says_is_what_a_run_holds(planned):
         return sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == here)
 
     assert (plan.weights, plan.optimizer) == (on_a_device(state.weights), on_a_device(state.optimizer))
-    assert plan.collectives["all-gather"][0] >= 2 * config.model.layers  # each layer's weights, there and back
+    assert plan.collectives["all-gather"][0] >= 2 * model_config(config).layers  # each layer's weights, there and back
     assert plan.floor == pytest.approx(plan.flops / 197e12)
 
 
