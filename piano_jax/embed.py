@@ -7,7 +7,7 @@ from pathlib import Path
 
 from piano_jax import BadInput
 from piano_jax.command import Parser, run
-from piano_jax.data.chunks import NOTES, ChunkReader
+from piano_jax.data.chunks import NOTES
 from piano_jax.data.sources import open_source
 from piano_jax.data.vectors import Embedded, check_absent, read_vectors, write_vectors
 from piano_jax.evaluation.statistics import read_statistics
@@ -57,13 +57,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="a MIDI file, a folder searched recursively, a .tar or .tar.gz read as a stream; may be given again",
     )
     parser.add_argument("--out", required=True, metavar="FILE.npz", help="the vectors")
-    parser.add_argument("--notes", type=int, default=NOTES, metavar="N", help="of a chunk; default: %(default)s")
+    parser.add_argument(
+        "--notes",
+        type=int,
+        metavar="N",
+        help=f"of a chunk; default: {NOTES}, or as many as training's slices had at most, where they had fewer",
+    )
     parser.add_argument("--query", metavar="FILE.mid", help="print the files most like this one")
     parser.add_argument("--nearest", type=int, default=10, metavar="K", help="how many; default: %(default)s")
     options = parser.parse_args(arguments)
     for name in ("notes", "nearest"):
-        if getattr(options, name) < 1:
-            raise BadInput(f"--{name} {getattr(options, name)}: at least one is needed")
+        if (count := getattr(options, name)) is not None and count < 1:
+            raise BadInput(f"--{name} {count}: at least one is needed")
     if options.untrained and options.statistics:
         parser.error("--untrained goes with --checkpoint")
     if not options.midi and not options.query:
@@ -113,20 +118,15 @@ def embedder(options: argparse.Namespace) -> Iterator[tuple[Callable, Callable[[
 
     import jax
 
-    from piano_jax.inference.embedding import Embedder
-    from piano_jax.learning.checkpoints import find, read_config, read_model
+    from piano_jax.inference.embedding import read_embedder
+    from piano_jax.learning.checkpoints import find
     from piano_jax.model.mesh import make_mesh
 
-    head = read_config(options.checkpoint).model.get("head", "language")
-    if head != "embedding":
-        raise BadInput(f"{options.checkpoint}: has a {head} head and no embedding head; see configs/contrastive.py")
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        model, config = read_model(options.checkpoint, mesh, fresh=options.untrained)
-        longest = config.get("length", model.config.context)
-        reader = ChunkReader(config.vocabulary, options.notes, longest)
-        made_by = {"checkpoint": str(find(options.checkpoint)), "untrained": options.untrained, "notes": options.notes}
-        yield reader, Embedder(model, mesh, longest).pieces, made_by
+        reader, embedder = read_embedder(options.checkpoint, mesh, options.notes, fresh=options.untrained)
+        made_by = {"checkpoint": str(find(options.checkpoint)), "untrained": options.untrained, "notes": reader.size}
+        yield reader, embedder.pieces, made_by
 
 
 def statistics(read: Iterable) -> Iterator[list[Embedded]]:

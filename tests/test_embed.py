@@ -22,9 +22,10 @@ PIANO = Vocabulary("piano")
 MODEL = {"size": "smoke", "d_model": 16, "layers": 2, "heads": 2, "ff_width": 32, "context": 256, "dtype": "float32"}
 
 
-def checkpoint(path: Path, seed: int = 0, **model: object) -> Path:
+def checkpoint(path: Path, seed: int = 0, slices: dict | None = None, **model: object) -> Path:
     """A work directory with one step of random weights, those that a run of seed 0 starts with."""
     config = ConfigDict({"seed": seed, "vocabulary": "piano", "length": 256, "model": MODEL | model})
+    config.update({"slice": slices} if slices else {})
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
         init = initializer(model_config(config), optimizer.adamw(lambda step: 0.0, 0.9, 0.9, 1e-5, 0.0))
@@ -76,11 +77,21 @@ def test_a_vector_is_the_mean_over_chunks_of_the_state_at_the_end(trained, midi,
     assert "silent.mid: no notes" in capsys.readouterr().out
 
 
+def test_chunks_are_no_longer_than_slices_in_training(midi, tmp_path):
+    for longest, expected in ((70, 8), (900, 2)):  # of 500 notes
+        slices = {"shortest": 60, "longest": longest}
+        run = checkpoint(tmp_path / f"{longest}", slices=slices, head="embedding", head_size=16)
+        out = tmp_path / f"{longest}.npz"
+        embed.main(["--checkpoint", str(run), "--out", str(out), "--midi", str(midi / "8.mid")])
+        assert np.load(out)["chunks"].tolist() == [expected]
+
+
 def test_goes_on_where_it_was_killed(trained, midi, tmp_path, monkeypatch):
     from piano_jax.inference import embedding
 
     whole = run(trained, tmp_path / "whole.npz", "--midi", str(midi))
     monkeypatch.setattr(embedding, "WINDOW", 1)
+    monkeypatch.setattr(embedding, "CPU_TOKENS", 1)
     pieces, embedded = embedding.Embedder.pieces, []
 
     def killed(self, read):

@@ -49,11 +49,15 @@ class ChunkReader:
     size: int
     length: int
 
+    def chunks(self, notes: Notes) -> Chunks:
+        """The chunks of a performance. Raises BadInput where there are none."""
+        return chunks(notes, _vocabulary(self.vocabulary), self.size, self.length)
+
     def __call__(self, content: bytes | str) -> Chunks | str:
         if isinstance(content, str):
             return content
         try:
-            return chunks(read_midi(content), _vocabulary(self.vocabulary), self.size, self.length)
+            return self.chunks(read_midi(content))
         except BadInput as error:
             return str(error).removeprefix("MIDI data: ")
 

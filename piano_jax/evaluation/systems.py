@@ -15,16 +15,15 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Int64, Integer
 
 from piano_jax import BadInput
 from piano_jax.command import progress
-from piano_jax.data.chunks import NOTES, chunks
 from piano_jax.data.shards import Dataset
 from piano_jax.evaluation.likelihood import check_language
 from piano_jax.evaluation.markov import ORDER, Markov
 from piano_jax.evaluation.prompts import Prompts, check_prompts, others, read_folder, spliced
 from piano_jax.inference.decoding import Decoder
-from piano_jax.inference.embedding import Embedder
+from piano_jax.inference.embedding import read_embedder
 from piano_jax.inference.grammar import Place, grammar_of
 from piano_jax.inference.prompts import continued, prompt_of
-from piano_jax.learning.checkpoints import FOLDER, read_config, read_model
+from piano_jax.learning.checkpoints import FOLDER, read_model
 from piano_jax.model import mesh as meshes
 from piano_jax.music import Notes, Vocabulary
 from piano_jax.music.vocabulary import SEGMENT
@@ -194,15 +193,10 @@ def _is_allowed(name: str, place: Place, ids: Int32[Array, "R N"]) -> Bool[Array
 
 def embedder(checkpoint: str, mesh: Mesh) -> Callable[[Sequence[Notes]], Float32[np.ndarray, "N E"]]:
     """The embeddings of performances that have notes, as `embed` makes them. Raises BadInput."""
-    config = read_config(checkpoint)
-    if (head := config.model.get("head", "language")) != "embedding":
-        raise BadInput(f"{checkpoint}: has a {head} head and no embedding head; see configs/contrastive.py")
-    model, config = read_model(checkpoint, mesh)
-    longest, vocabulary = config.get("length", model.config.context), Vocabulary(config.vocabulary)
-    embed = Embedder(model, mesh, longest)
+    reader, embed = read_embedder(checkpoint, mesh)
 
     def vectors(performances: Sequence[Notes]) -> Float32[np.ndarray, "N E"]:
-        read = ((None, chunks(of, vocabulary, NOTES, longest)) for of in performances)
+        read = ((None, reader.chunks(of)) for of in performances)
         found = (one for some in embed.pieces(read) for one in some)
         return np.stack([one.vector for one in progress(found, len(performances), "performances embedded")])
 

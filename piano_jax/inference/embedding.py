@@ -8,14 +8,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from piano_jax.data.chunks import Chunks
+from piano_jax import BadInput
+from piano_jax.data.chunks import NOTES, ChunkReader, Chunks
 from piano_jax.data.vectors import Embedded
+from piano_jax.learning.checkpoints import read_config, read_model
 from piano_jax.model import Model
 from piano_jax.model import mesh as meshes
 from piano_jax.model.attention import LANES
 from piano_jax.music import Vocabulary
 
 ROWS = 32  # chunks at a time on an accelerator
+CPU_TOKENS = 1024  # and tokens on a CPU, or one chunk
 WINDOW = 32  # batches whose chunks are sorted by length together
 
 
@@ -23,13 +26,13 @@ class Embedder:
     """Embeds chunks of at most `longest` tokens on the mesh that is set.
 
     Chunks of a batch are alike in length, and padded to a multiple of a step, so that the shapes are few: `<E>`
-    sees nothing of what follows it. A CPU takes one chunk at a time, whose arrays its cache holds.
+    sees nothing of what follows it. A CPU takes as many at a time as its cache holds the arrays of.
     """
 
     def __init__(self, model: Model, mesh: Mesh, longest: int):
         self._model, self._mesh, self._longest = model, mesh, longest
         on_cpu = meshes.platform() == "cpu"
-        self._rows = meshes.parts("batch", mesh) * (1 if on_cpu else ROWS)
+        self._rows = meshes.parts("batch", mesh) * (max(1, CPU_TOKENS // longest) if on_cpu else ROWS)
         self._step = 16 if on_cpu else LANES
 
     def __call__(self, chunks: Sequence[Int32[np.ndarray, "_"]]) -> Float32[np.ndarray, "N E"]:
@@ -80,3 +83,20 @@ class Embedder:
 def embed(model: Model, tokens: Int[Array, "B T"], ends: Int[Array, "B"]) -> Float[Array, "B E"]:
     """The embedding of each row, the head's output at `<E>`, by the encoder that training calls."""
     return model.output_at(tokens, ends)
+
+
+def read_embedder(
+    checkpoint: str, mesh: Mesh, notes: int | None = None, fresh: bool = False
+) -> tuple[ChunkReader, Embedder]:
+    """How a checkpoint reads files and embeds what it read; with fresh weights, as before its training.
+
+    Chunks are of so many notes, or else of METHOD's 300, but not of more than its slices had in training, for what is
+    longer than its rows is cut off. Raises BadInput where the checkpoint has no embedding head.
+    """
+    head = read_config(checkpoint).model.get("head", "language")
+    if head != "embedding":
+        raise BadInput(f"{checkpoint}: has a {head} head and no embedding head; see configs/contrastive.py")
+    model, config = read_model(checkpoint, mesh, fresh)
+    longest = config.get("length", model.config.context)
+    notes = notes or min(NOTES, config.get("slice", {"longest": NOTES})["longest"])
+    return ChunkReader(config.vocabulary, notes, longest), Embedder(model, mesh, longest)

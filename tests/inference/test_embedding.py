@@ -38,11 +38,12 @@ def random_chunks(lengths: list[int]) -> list[np.ndarray]:
     return [rng.integers(6, CONFIG.vocabulary_size, length, dtype=np.int32) for length in lengths]
 
 
-def test_vectors_are_in_order_and_those_of_each_chunk_alone(mesh):
+@pytest.mark.parametrize("longest", [120, 700])  # several chunks of a device at a time, and one
+def test_vectors_are_in_order_and_those_of_each_chunk_alone(mesh, longest):
     model = Model(CONFIG, nnx.Rngs(0))
     lengths = np.random.default_rng(1).integers(1, 120, 37).tolist()
     chunks = random_chunks(lengths)
-    found = Embedder(model, mesh, 700)(chunks)
+    found = Embedder(model, mesh, longest)(chunks)
     rows = np.zeros((40, 120), np.int32)
     for row, chunk in enumerate(chunks):
         rows[row, : len(chunk)] = chunk
