@@ -77,6 +77,8 @@ def main() -> None:
     along = np.geomspace(min(compute) / 1.5, max(compute) * 1.5, 2)
     axes.loglog(along, np.exp(line.intercept) * along**line.slope, color="0.6")
     axes.set(title="validation loss and compute", xlabel="floating-point operations", ylabel="nats a token")
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.yaxis.set_minor_formatter("{x:.1f}")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(options.out, dpi=120)
 

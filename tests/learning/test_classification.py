@@ -112,7 +112,7 @@ def config(data) -> ConfigDict:
     (data.parent / "register.txt").write_text("low\nhigh\n")
     spec = f"{ROOT}/configs/classify.py:laptop,{data.parent}/register.txt"
     changes = {"length": 64, "batch": 8, "steps": 24, "data.path": data, "data.notes": 15, "schedule.peak": 1e-2}
-    changes |= {"evaluation.every": 6, "checkpoint.every": 6}
+    changes |= {"evaluation.every": 6, "checkpoint.every": 6, "accumulate": 1}
     config = read_config(spec, [f"{key}={value}" for key, value in changes.items()])
     tiny = {"d_model": 16, "layers": 2, "heads": 2, "ff_width": 32, "context": 64}
     config.model = config.model.to_dict() | tiny
