@@ -176,13 +176,17 @@ class Profile:
 
     def __init__(self, folder: str, start: int, steps: int):
         self._folder, self._window, self._on = folder, range(start, start + steps), False
+        # Of devices and of jax's own calls. Hooks in every Python thread, those that save and read ahead among them,
+        # can bring a run down where such a thread ends.
+        self._options = jax.profiler.ProfileOptions()
+        self._options.python_tracer_level = 0
 
     def at(self, step: int) -> None:
         """Begins or ends the recording before a step."""
         if (step in self._window) != self._on:
             self._on = not self._on
             if self._on:
-                jax.profiler.start_trace(self._folder)
+                jax.profiler.start_trace(self._folder, profiler_options=self._options)
             else:
                 jax.profiler.stop_trace()
 
