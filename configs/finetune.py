@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from piano_jax import BadInput
 
-LENGTH = {"smoke": 256, "laptop": 1024, "gpu": 2048, "small": 2048, "medium": 8192, "medium_tpu": 8192}
-BATCH = {"smoke": 16, "laptop": 2, "gpu": 64, "small": 32, "medium": 128, "medium_tpu": 128}
+LENGTH = {"smoke": 256, "laptop": 256, "gpu": 2048, "small": 2048, "medium": 8192, "medium_tpu": 8192}
+BATCH = {"smoke": 16, "laptop": 8, "gpu": 64, "small": 32, "medium": 128, "medium_tpu": 128}
 PEAK = {"smoke": 1e-3, "laptop": 1e-3, "gpu": 3e-4, "small": 3e-4, "medium": 3e-4, "medium_tpu": 3e-4}
 STEPS = {"smoke": 60, "laptop": 1000, "gpu": 300, "small": 20_000, "medium": 4000, "medium_tpu": 4000}
 

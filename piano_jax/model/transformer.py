@@ -73,7 +73,7 @@ class TransformerConfig:
     @classmethod
     def laptop(cls, **changes: Any) -> "TransformerConfig":
         """1.2 M parameters: learns some music on two CPU cores, thousands of steps in half an hour."""
-        return cls(**proportions(128, 2) | {"context": 1024, "dtype": "float32"} | changes)
+        return cls(**proportions(128, 2) | {"context": 256, "dtype": "float32"} | changes)
 
     @classmethod
     def small(cls, **changes: Any) -> "TransformerConfig":
