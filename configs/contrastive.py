@@ -6,8 +6,8 @@
 The authors' figures: temperature 0.1, 25 epochs (the default steps are those of 32,522 pieces), a rate of 1e-5. `batch`
 counts pairs; `accumulate` embeds it in as many parts, in the memory of one, at the same loss. `loss.groups` takes each
 view's negatives from one of so many equal groups of the batch, as where as many devices do not gather theirs. Sizes are
-those of configs/pretrain.py: small, medium and medium_tpu, and for a few hundred hours of piano laptop (half an hour of
-two CPU cores) and gpu (minutes of one H200; not run).
+those of configs/pretrain.py: small, medium and medium_tpu, and for a few hundred hours of piano laptop (ten minutes of
+a CPU core) and gpu (minutes of one H200; not run).
 """
 
 from ml_collections import ConfigDict

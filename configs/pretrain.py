@@ -5,8 +5,8 @@
 Sizes: `medium` is the authors' run (658,538,496 parameters, 75 epochs of Aria-MIDI's pruned subset: 0.4 T tokens, 9
 days on 8 H100); `medium_tpu` the same in heads of 128, for a run from scratch on TPUs; `small` (30 M) fits one GPU.
 
-Two are for a few hundred hours of piano, in a dataset of the vocabulary "piano": `laptop` takes half an hour of two CPU
-cores (1.2 M parameters, 16 M tokens; configs/RESULTS.md shows what it learns), `gpu` should take minutes of one H200
+Two are for a few hundred hours of piano, in a dataset of the vocabulary "piano": `laptop` takes twenty minutes of a
+CPU core (1.2 M parameters, 16 M tokens; configs/RESULTS.md shows what it learns), `gpu` should take minutes of one H200
 (19 M parameters) and has not been run.
 """
 
