@@ -99,10 +99,15 @@ class Checkpoints:
             weights = nnx.merge_state(weights, _restore(self.path.parent / BASE, frozen))
         return TrainState(position, weights, restored["optimizer"])
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for what is still being written. Raises BadInput where there is no space left."""
         with _full_disk(self.path):
             self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and ends."""
+        self.wait()
+        with _full_disk(self.path):
             self._manager.close()
 
 

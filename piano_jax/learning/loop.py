@@ -120,7 +120,7 @@ def train(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, float]:
     writer = metrics.Writer(workdir, first)
     utilization = functools.partial(metrics.utilization, config=phase.model, length=config.length, mesh=mesh)
     report = Report(writer, phase.figures, utilization, config.batch * tokens)
-    profile = Profile(f"{workdir}/profile", **config.profile)
+    profile = Profile(f"{workdir}/profile", **config.profile, settle=saved.wait)
 
     def sharded(batch: Batch) -> dict[str, jax.Array]:
         return meshes.shard_batch(batch, mesh, config.batch)
@@ -174,25 +174,26 @@ def check_places(state: TrainState, like: TrainState) -> None:
 class Profile:
     """A window of `steps` steps from `start` on, recorded for xprof; none with 0 steps."""
 
-    def __init__(self, folder: str, start: int, steps: int):
-        self._folder, self._window, self._on = folder, range(start, start + steps), False
-        # Of devices and of jax's own calls. Hooks in every Python thread, those that save and read ahead among them,
-        # can bring a run down where such a thread ends.
-        self._options = jax.profiler.ProfileOptions()
-        self._options.python_tracer_level = 0
+    def __init__(self, folder: str, start: int, steps: int, settle: Callable[[], None]):
+        self._folder, self._window, self._settle, self._on = folder, range(start, start + steps), settle, False
 
     def at(self, step: int) -> None:
         """Begins or ends the recording before a step."""
         if (step in self._window) != self._on:
-            self._on = not self._on
-            if self._on:
-                jax.profiler.start_trace(self._folder, profiler_options=self._options)
-            else:
-                jax.profiler.stop_trace()
+            self._turn()
 
     def close(self) -> None:
         """Ends a recording that the run's end cut short."""
         if self._on:
+            self._turn()
+
+    def _turn(self) -> None:
+        # XLA's profiler has crashed where it began while threads that save were starting.
+        self._settle()
+        self._on = not self._on
+        if self._on:
+            jax.profiler.start_trace(self._folder)
+        else:
             jax.profiler.stop_trace()
 
 

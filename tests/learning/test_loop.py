@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_ends_in_one_line(config, tmp_path, monkeypatch):
 
 
 def test_the_time_of_steps_is_split(config, tmp_path):
-    config.steps, config.checkpoint.every, config.profile = 9, 4, {"start": 5, "steps": 2}
+    config.steps, config.checkpoint.every = 9, 4
     run(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["group"] == "train"]
@@ -191,6 +191,14 @@ def test_the_time_of_steps_is_split(config, tmp_path):
         assert line["seconds/step"] >= line["seconds/compute"] + line.get("seconds/data", 0) > 0
     assert [line["step"] for line in steps if "seconds/evaluation" in line] == [0, 4, 8]
     assert [line["step"] for line in steps if "seconds/save" in line] == [4, 8]
+
+
+@pytest.mark.parametrize("recorded", [2, 9])
+def test_steps_are_recorded_for_a_profiler_while_others_are_saved(config_file, data, tmp_path, recorded):
+    # In a process of its own: XLA's profiler has crashed in one that had trained and saved hundreds of times.
+    words = ("steps=9", "checkpoint.every=4", "profile.start=5", f"profile.steps={recorded}")
+    process = launch(config_file, data, tmp_path, *words)
+    assert process.wait() == 0, process.stderr.read()
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
