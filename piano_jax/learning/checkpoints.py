@@ -106,7 +106,6 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits as `wait` does, and ends."""
-        self.wait()
         with _full_disk(self.path):
             self._manager.close()
 

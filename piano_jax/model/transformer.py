@@ -72,7 +72,7 @@ class TransformerConfig:
 
     @classmethod
     def laptop(cls, **changes: Any) -> "TransformerConfig":
-        """1.2 M parameters: learns some music on two CPU cores, thousands of steps in half an hour."""
+        """1.2 M parameters: learns some music on a CPU core, thousands of steps in twenty minutes."""
         return cls(**proportions(128, 2) | {"context": 256, "dtype": "float32"} | changes)
 
     @classmethod
